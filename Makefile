@@ -1,0 +1,80 @@
+# Commands of the book. `make` alone lists them.
+#
+# Options, where they make sense:  make book MODEL=gpt2-xl DEVICE=cuda DATA=path/to/data
+#   MODEL   model the chapters run on (an embedded one, a folder, or a hub name)
+#   DEVICE  where it runs (cpu, cuda, cuda:1, mps)
+#   DATA    folder with counterfact.json and zsre.json, instead of the embedded records
+#   JOBS    chapters run at the same time (2; 1 when DEVICE is given)
+#   VENV    the environment (.venv)
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+JOBS ?= $(if $(DEVICE),1,2)
+PORT ?= 8000
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ece-ready
+RUN := _build/run/$(if $(MODEL),$(subst /,--,$(MODEL)),embedded)
+RENDER := $(BIN)/jupyter-book build -W -n --keep-going --all --path-output .
+
+# An option that was not given leaves the chapters' own default (None) in force.
+ifneq ($(MODEL),)
+export ECE_MODEL := $(MODEL)
+endif
+ifneq ($(DEVICE),)
+export ECE_DEVICE := $(DEVICE)
+endif
+ifneq ($(DATA),)
+export ECE_DATA := $(abspath $(DATA))
+endif
+# Several processes share the cores: one thread each is faster than two that wait for each other.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help env book render refresh test atlas lab serve clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 10
+	@echo 'options:  MODEL=  DEVICE=  DATA=  JOBS=  VENV=  (see the top of the Makefile)'
+
+env: $(READY)  ## create .venv with the pinned packages (done by the others when needed)
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and \
+	  f"Python 3.11 is needed, {sys.executable} is %d.%d: make env PYTHON=/path/to/python3.11" % v)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo 'installing the pinned packages into $(VENV)'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps --no-build-isolation -e .
+	touch $@
+
+book: $(READY)  ## run every chapter into _build/run/ and render it to _build/html
+	$(BIN)/python book/build.py run --into $(RUN) --jobs $(JOBS)
+	$(RENDER) $(RUN)
+
+render: $(READY)  ## render the committed outputs to _build/html, running nothing
+	$(RENDER) .
+
+refresh: $(READY)  ## regenerate the notebooks from their .py and run them in place (authors)
+	$(BIN)/python book/build.py refresh --jobs $(JOBS) $(CHAPTERS)
+
+test: $(READY)  ## linters, tests and every notebook's outputs, on the embedded models
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	env -u ECE_MODEL -u ECE_DEVICE -u ECE_DATA $(BIN)/python -m pytest -q \
+	  -n 2 --dist loadscope --nbval --nbval-current-env tests notebooks
+
+atlas: $(READY)  ## train the embedded models again (minutes on a GPU, longer on a CPU)
+	$(BIN)/python -m ece.atlas train
+
+lab: $(READY)  ## open the chapters in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+serve:  ## serve _build/html on http://localhost:8000
+	$(PYTHON) -m http.server --directory _build/html --bind 127.0.0.1 $(PORT)
+
+clean:  ## remove what was built (the environment stays)
+	rm -rf _build
