@@ -52,14 +52,14 @@ $(READY): requirements.txt pyproject.toml
 	touch $@
 
 book: $(READY)  ## run every chapter into _build/run/ and render it to _build/html
-	$(BIN)/python book/build.py run --into $(RUN) --jobs $(JOBS)
+	$(BIN)/python book/run_chapters.py run --into $(RUN) --jobs $(JOBS) $(CHAPTERS)
 	$(RENDER) $(RUN)
 
 render: $(READY)  ## render the committed outputs to _build/html, running nothing
 	$(RENDER) .
 
 refresh: $(READY)  ## regenerate the notebooks from their .py and run them in place (authors)
-	$(BIN)/python book/build.py refresh --jobs $(JOBS) $(CHAPTERS)
+	$(BIN)/python book/run_chapters.py refresh --jobs $(JOBS) $(CHAPTERS)
 
 test: $(READY)  ## linters, tests and every notebook's outputs, on the embedded models
 	$(BIN)/ruff check .

@@ -1,0 +1,158 @@
+"""Run the chapters: into a copy of the book, or in place for authors.
+
+    python book/run_chapters.py run --into _build/run/embedded
+    python book/run_chapters.py refresh 03
+
+A chapter is edited as `notebooks/NN_name.py` (py:percent). Its notebook is made
+from that file and from nothing else, so an edit cannot be lost to an older pair.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+# Three or more levels below the root, or below a drive: nothing a page should show.
+ABSOLUTE = re.compile(r"""(?<![\w.:/<>!)\]}*-])/(?!path/to)(?:[\w.+-]+/){2}|\b[A-Z]:\\\w""")
+
+
+class ChapterError(Exception):
+    """A cell failed; the message names chapter, cell and error."""
+
+
+def notebook(source: Path) -> nbformat.NotebookNode:
+    """The notebook that the `.py` chapter describes, without outputs."""
+    book = jupytext.read(source)
+    for number, cell in enumerate(book.cells):
+        cell.id = f"cell-{number}"  # random ids would change the file at every run
+    book.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    return book
+
+
+def execute(source: Path, target: Path, folder: Path) -> float:
+    """Run one chapter in `folder`, write the executed notebook; seconds taken."""
+    began, book, running = time.perf_counter(), notebook(source), []
+    client = NotebookClient(
+        book,
+        kernel_name=KERNEL["name"],
+        timeout=None,
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(folder)}},
+        on_cell_start=lambda cell, cell_index: running.append(cell_index),
+    )
+    try:
+        client.execute(env=os.environ | QUIET)
+    except Exception as error:  # a cell's own error, a dead kernel, a kernel that did not start
+        at = running[-1] if running else 0
+        raise ChapterError(failure(source, at, book.cells[at].source, error)) from None
+    book.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    text = nbformat.writes(book) + "\n"
+    target.write_text(text, encoding="utf-8")
+    return time.perf_counter() - began
+
+
+def failure(source: Path, cell: int, code: str, error: Exception) -> str:
+    """What an author needs to find the cell: chapter, number, first line, traceback."""
+    first = next((line for line in code.splitlines() if line.strip()), "")
+    return f"{source.name}, cell {cell} ({first!r}):\n{ANSI.sub('', str(error)).rstrip()}"
+
+
+def attempt(source: Path, into: Path) -> str | None:
+    """Run one chapter, say how it went, return the failure if there is one."""
+    try:
+        seconds = execute(source, into / f"{source.stem}.ipynb", into)
+    except ChapterError as error:
+        print(f"FAILED  {source.stem}", flush=True)
+        return str(error)
+    print(f"{seconds:5.0f} s  {source.stem}", flush=True)
+    return None
+
+
+def complaints(book: nbformat.NotebookNode) -> Iterator[str]:
+    """What a stored page must not hold: unrun cells, errors, warnings, absolute paths."""
+    for number, cell in enumerate(book.cells):
+        if cell.cell_type != "code" or not cell.source.strip():
+            continue
+        if cell.execution_count is None:
+            yield f"cell {number} was not executed"
+        for output in cell.outputs:
+            if output.output_type == "error":
+                yield f"cell {number} ends in {output.ename}: {output.evalue}"
+            elif output.get("name") == "stderr":
+                yield f"cell {number} writes to stderr: {output.text.strip()[:200]}"
+            shown = [output.get("text", ""), *map(str, output.get("data", {}).values())]
+            if any(ABSOLUTE.search(text) for text in shown if not is_picture(text)):
+                yield f"cell {number} shows an absolute path"
+
+
+def is_picture(text: str) -> bool:
+    """Whether an output is base64, in which any text can occur by chance."""
+    return len(text) > 500 and " " not in text[:500]
+
+
+def copy_of_the_book(into: Path) -> None:
+    """Everything that rendering reads, so that a run never touches the committed pairs."""
+    shutil.rmtree(into, ignore_errors=True)
+    (into / "notebooks").mkdir(parents=True)
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / name, into)
+    shutil.copytree(ROOT / "book", into / "book", ignore=shutil.ignore_patterns("__pycache__"))
+    for pair in (ROOT / "notebooks").glob("*.ipynb"):
+        shutil.copy(pair, into / "notebooks")
+    (into / "ece").symlink_to(ROOT / "ece")  # pages include source by relative path
+
+
+def chosen(names: list[str]) -> list[Path]:
+    """Chapters whose name begins with one of `names`; all of them when there are none."""
+    chapters = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
+    for name in names:
+        if not any(path.stem.startswith(name) for path in chapters):
+            known = ", ".join(path.stem for path in chapters) or "none"
+            sys.exit(f"no chapter begins with {name!r}; the chapters are: {known}")
+    return [path for path in chapters if not names or path.stem.startswith(tuple(names))]
+
+
+def run(chapters: list[Path], into: Path, jobs: int) -> list[str]:
+    """Run the chapters, `jobs` at a time; the failures."""
+    with ProcessPoolExecutor(max_workers=jobs) as pool:
+        results = pool.map(partial(attempt, into=into), chapters)
+        return [result for result in results if result is not None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=["run", "refresh"])
+    parser.add_argument("chapters", nargs="*", help="beginnings of names; none means all")
+    parser.add_argument("--into", type=Path, help="folder that `run` fills")
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args()
+    chapters = chosen(options.chapters)
+    if options.command == "refresh":
+        into = ROOT / "notebooks"
+    elif options.into is None:
+        parser.error("run needs --into, the folder for the executed book")
+    else:
+        copy_of_the_book(options.into.resolve())
+        into = options.into.resolve() / "notebooks"
+    failures = run(chapters, into, options.jobs)
+    if failures:
+        sys.exit("\n" + "\n\n".join(failures) + f"\n\n{len(failures)} chapter(s) failed")
+
+
+if __name__ == "__main__":
+    main()
