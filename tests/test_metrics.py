@@ -1,0 +1,189 @@
+"""Properties of the metrics: the batched reading equals one prompt at a time; rates mean what they say."""
+
+import numpy as np
+import pytest
+import torch
+
+from ece.facts import Fact, encode, target_ids
+from ece.metrics import KINDS, Scores, evaluate, harmonic, join, questions, read, recall
+
+SUBJECTS = ("Anna", "Bob", "Carl Gustav", "Dora")
+ANSWERS = ("French", "New York", "the", "a rather long answer")
+
+
+@pytest.fixture(scope="module")
+def facts():
+    """Facts whose prompts differ in length, with shared prompts and shared answer prefixes."""
+    return [
+        Fact(
+            prompt="The mother tongue of {} is",
+            subject=subject,
+            target=ANSWERS[i % 4],
+            true=ANSWERS[(i + 1) % 4],
+            paraphrases=(f"{subject} speaks", f"In the long evenings {subject} used to say that"),
+            neighbours=tuple(f"The mother tongue of {other} is" for other in SUBJECTS[:i]),
+        )
+        for i, subject in enumerate(SUBJECTS)
+    ]
+
+
+def naive(model, tokenizer, prompt, answer):
+    """The twin of `read`: one prompt, all logits, token by token. -> NLL per token, top-1"""
+    ids, target = list(encode(tokenizer, prompt)), list(target_ids(tokenizer, answer))
+    with torch.no_grad():
+        logits = model(torch.tensor([ids + target])).logits[0].double()
+    losses, hits = [], []
+    for k, token in enumerate(target):
+        row = logits[len(ids) - 1 + k]
+        losses.append((row.logsumexp(0) - row[token]).item())
+        hits.append(row.argmax().item() == token)
+    return sum(losses) / len(losses), all(hits)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 37, 4096])
+def test_read_equals_one_prompt_at_a_time(model, tokenizer, facts, batch_tokens):
+    pairs = [(q.prompt, answer) for fact in facts for q in questions(fact) for answer in ANSWERS]
+    nll, top1 = read(model, tokenizer, pairs, batch_tokens)
+    expected = [naive(model, tokenizer, *pair) for pair in pairs]
+    np.testing.assert_allclose(nll, [loss for loss, _ in expected], rtol=1e-5)
+    assert top1.tolist() == [hit for _, hit in expected]
+
+
+def test_evaluate_equals_its_naive_twin(model, tokenizer, facts):
+    scores = evaluate(model, tokenizer, facts, batch_tokens=64)
+    for i, fact in enumerate(facts):
+        for kind in KINDS:
+            asked = [q for q in questions(fact) if q.kind == kind]
+            success = [
+                naive(model, tokenizer, q.prompt, q.wanted)[0]
+                < naive(model, tokenizer, q.prompt, q.other)[0]
+                for q in asked
+            ]
+            top1 = [naive(model, tokenizer, q.prompt, q.wanted)[1] for q in asked]
+            for name, values in ((kind, success), (f"{kind}_top1", top1)):
+                expected = np.mean(values) if values else np.nan
+                np.testing.assert_allclose(getattr(scores, name)[i], expected)
+
+
+def test_only_rows_that_are_no_prefix_of_another_run(model, tokenizer, facts, monkeypatch):
+    run = []
+    forward = model.forward
+
+    def watched(*args, **kwargs):
+        mask = kwargs["attention_mask"].bool()
+        run.extend(tuple(ids[m].tolist()) for ids, m in zip(kwargs["input_ids"], mask, strict=True))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", watched)
+    pairs = [(q.prompt, answer) for fact in facts for q in questions(fact) for answer in ANSWERS]
+    read(model, tokenizer, pairs * 2, batch_tokens=50)
+    rows = {(*encode(tokenizer, p), *target_ids(tokenizer, a)[:-1]) for p, a in pairs}
+    maximal = [r for r in rows if not any(o[: len(r)] == r for o in rows if o != r)]
+    assert len(maximal) < len(rows)
+    assert sorted(run) == sorted(maximal)
+
+
+def test_the_head_is_asked_only_for_answer_positions(model, tokenizer, monkeypatch):
+    kept = []
+    forward = model.forward
+
+    def counted(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        kept.append(out.logits.shape)
+        return out
+
+    monkeypatch.setattr(model, "forward", counted)
+    read(model, tokenizer, [("The mother tongue of Anna is", "the"), ("Bob", "the")])
+    assert len(kept) == 1
+    assert kept[0][0] == 2 * len(target_ids(tokenizer, "the"))
+
+
+def forced(model, tokenizer, fact):
+    """The answer that the model gives by itself to the fact's prompt: its arg-max token's text."""
+    with torch.no_grad():
+        logits = model(torch.tensor([list(encode(tokenizer, fact.text))])).logits[0, -1]
+    order = logits.argsort(descending=True).tolist()
+    texts = [tokenizer.decode([token]) for token in order]
+    return next(
+        (text.strip(), rank)
+        for rank, (token, text) in enumerate(zip(order, texts, strict=True))
+        if list(target_ids(tokenizer, text.strip())) == [token]
+    )
+
+
+def test_recall_finds_the_most_likely_answer_and_no_other(model, tokenizer, facts):
+    answers, ranks = zip(*(forced(model, tokenizer, fact) for fact in facts), strict=True)
+    found = recall(model, tokenizer, [fact.text for fact in facts], list(answers))
+    assert found.tolist() == [rank == 0 for rank in ranks]
+
+
+def test_specificity_wants_the_true_answer_and_efficacy_the_new_one(model, tokenizer):
+    prompt = "The mother tongue of Anna is"
+    nll, _ = read(model, tokenizer, [(prompt, "French"), (prompt, "the")])
+    likely, unlikely = ("French", "the") if nll[0] < nll[1] else ("the", "French")
+    fact = Fact("The mother tongue of {} is", "Anna", likely, unlikely, neighbours=(prompt,))
+    scores = evaluate(model, tokenizer, [fact])
+    assert scores.efficacy[0] == 1 and scores.specificity[0] == 0
+    swapped = Fact("The mother tongue of {} is", "Anna", unlikely, likely, neighbours=(prompt,))
+    scores = evaluate(model, tokenizer, [swapped])
+    assert scores.efficacy[0] == 0 and scores.specificity[0] == 1
+
+
+def test_a_tie_fails_both_ways(model, tokenizer):
+    prompt = "The mother tongue of Anna is"
+    fact = Fact("The mother tongue of {} is", "Anna", "French", "French", neighbours=(prompt,))
+    scores = evaluate(model, tokenizer, [fact])
+    assert scores.efficacy[0] == 0 and scores.specificity[0] == 0
+
+
+def test_a_fact_without_rival_has_top1_only(model, tokenizer):
+    scores = evaluate(model, tokenizer, [Fact("{} is", "Anna", "the", neighbours=("Bob is",))])
+    assert np.isnan(scores.efficacy[0]) and not np.isnan(scores.efficacy_top1[0])
+    summary = scores.summary()
+    assert summary["efficacy"] is None and summary["score"] is None
+    assert summary["specificity_top1"] is None
+
+
+def test_facts_are_weighed_equally_whatever_their_number_of_prompts(model, tokenizer, facts):
+    together = evaluate(model, tokenizer, facts)
+    apart = join([evaluate(model, tokenizer, [fact]) for fact in facts])
+    for name in vars(together):
+        np.testing.assert_allclose(getattr(together, name), getattr(apart, name), err_msg=name)
+
+
+def made(**columns):
+    """Scores of four facts; columns not given are all ones."""
+    names = [*KINDS, *(f"{kind}_top1" for kind in KINDS)]
+    return Scores(*(np.array(columns.get(name, [1.0] * 4)) for name in names))
+
+
+def test_the_interval_is_that_of_the_mean_over_facts():
+    summary = made(efficacy=[0.0, 1.0, 1.0, np.nan]).summary()
+    assert summary["efficacy"] == pytest.approx(200 / 3)
+    deviation = np.std([0, 100, 100], ddof=1)
+    assert summary["efficacy_ci"] == pytest.approx(1.96 * deviation / 3**0.5)
+    assert summary["generalization_ci"] == 0
+
+
+def test_the_score_is_the_harmonic_mean_of_the_chosen_measure():
+    scores = made(efficacy=[1.0] * 4, generalization=[0.5] * 4, specificity_top1=[0.25] * 4)
+    assert scores.summary()["score"] == pytest.approx(300 / (1 + 2 + 1))
+    top1 = scores.summary("top1")
+    assert top1["score"] == pytest.approx(300 / (1 + 1 + 4))
+    assert top1["specificity"] == top1["specificity_top1"] == 25
+    with pytest.raises(ValueError, match="success, top1"):
+        scores.summary("accuracy")
+
+
+def test_harmonic_mean_bounds():
+    rates = [90.0, 60.0, 30.0]
+    assert min(rates) < harmonic(rates) < np.mean(rates)
+    assert harmonic([50.0] * 3) == pytest.approx(50)
+    assert harmonic([100.0, 0.0, 100.0]) == 0
+    assert np.isnan(harmonic([100.0, np.nan, 100.0]))
+
+
+def test_a_prompt_beyond_the_context_is_named(model, tokenizer):
+    prompt = "Anna lives in New York and " * model.config.max_position_embeddings
+    with pytest.raises(ValueError, match="Anna lives in New York.*shorten the prompt"):
+        read(model, tokenizer, [("Anna is", "the"), (prompt, "French")])
