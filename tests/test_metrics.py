@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from ece.facts import Fact, encode, target_ids
-from ece.metrics import KINDS, Scores, evaluate, harmonic, join, questions, read, recall
+from ece.metrics import KINDS, Scores, evaluate, harmonic, join, questions, recall
+from ece.reading import read
 
 SUBJECTS = ("Anna", "Bob", "Carl Gustav", "Dora")
 ANSWERS = ("French", "New York", "the", "a rather long answer")

@@ -1,0 +1,107 @@
+"""Reading answers off a model: NLL and arg-max agreement of many (prompt, answer) pairs at once.
+
+Every distinct token sequence runs once, in batches of similar length; a sequence that another one
+continues does not run at all; the LM head runs at the positions that predict answers only.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from ece.facts import encode, pad, target_ids
+
+
+def read(
+    model, tokenizer, pairs: Sequence[tuple[str, str]], batch_tokens: int = 4096
+) -> tuple[Float[np.ndarray, " pair"], Bool[np.ndarray, " pair"]]:
+    """NLL of the answer in nats per token, and whether all its tokens are the arg-max.
+
+    pairs: (prompt, answer) texts; an answer is preceded by a space, its tokens are forced.
+    batch_tokens: bound on rows * tokens of a forward pass; a longer single row runs alone.
+    """
+    unique = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
+    prompts = {prompt: encode(tokenizer, prompt) for prompt, _ in unique}
+    answers = {answer: target_ids(tokenizer, answer) for _, answer in unique}
+    asked = [_Asked.of(prompts[prompt], answers[answer]) for prompt, answer in unique]
+    _check_lengths(model, list(unique), asked)
+    hosts = _hosts([item.row for item in asked])
+    guests = {host: [] for host in sorted(set(hosts), key=lambda i: -len(asked[i].row))}
+    for item, host in enumerate(hosts):
+        guests[host].append(item)
+    nll, top1 = np.zeros(len(asked)), np.zeros(len(asked), dtype=bool)
+    for batch in _batches({host: len(asked[host].row) for host in guests}, batch_tokens):
+        members = [(row, item) for row, host in enumerate(batch) for item in guests[host]]
+        rows = [asked[host].row for host in batch]
+        index = [item for _, item in members]
+        nll[index], top1[index] = _forward(model, rows, [(r, asked[i]) for r, i in members])
+    back = [unique[pair] for pair in pairs]
+    return nll[back], top1[back]
+
+
+class _Asked(NamedTuple):
+    """An answer's tokens, and the row that predicts them from position `first` on."""
+
+    row: list[int]
+    first: int
+    answer: list[int]
+
+    @classmethod
+    def of(cls, prompt, answer):
+        return cls([*prompt, *answer[:-1]], len(prompt) - 1, list(answer))
+
+
+def _check_lengths(model, pairs, asked: list[_Asked]) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for (prompt, answer), item in zip(pairs, asked, strict=True):
+        if limit is not None and len(item.row) > limit:
+            raise ValueError(
+                f"prompt {prompt!r} with answer {answer!r} has {len(item.row)} tokens, and the "
+                f"model reads {limit}; shorten the prompt or leave this fact out"
+            )
+
+
+def _hosts(rows: list[list[int]]) -> list[int]:
+    """For each row the row to run in its place: itself, or one that it is a prefix of.
+
+    The models are causal, so a prefix is computed on the way. In sorted order a row that is a
+    prefix of any other is one of its successor.
+    """
+    hosts = list(range(len(rows)))
+    order = sorted(hosts, key=rows.__getitem__)
+    for here, after in reversed(list(pairwise(order))):
+        if rows[after][: len(rows[here])] == rows[here]:
+            hosts[here] = hosts[after]
+    return hosts
+
+
+def _batches(lengths: dict[int, int], batch_tokens: int) -> Iterator[list[int]]:
+    """Split the keys of `lengths`, longest first, so that rows * longest <= batch_tokens."""
+    keys = list(lengths)
+    while keys:
+        size = max(1, batch_tokens // lengths[keys[0]])
+        yield keys[:size]
+        keys = keys[size:]
+
+
+@torch.inference_mode()
+def _forward(model, rows: list[list[int]], asked: list[tuple[int, _Asked]]):
+    """NLL per token and arg-max agreement of `asked` (row number, answer), each [asked]."""
+    ids, mask = (tensor.to(model.device) for tensor in pad(rows, "right"))
+    at = [(row, item.first + k) for row, item in asked for k in range(len(item.answer))]
+    row, position = torch.tensor(at, device=ids.device).T
+    token = torch.tensor([t for _, item in asked for t in item.answer], device=ids.device)
+    keep = torch.zeros_like(ids, dtype=torch.bool)
+    keep[row, position] = True  # the LM head runs at these positions alone
+    out = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep)
+    logits = out.logits.float()  # [kept, vocab]
+    place = (keep.flatten().cumsum(0) - 1).view_as(keep)[row, position]
+    nll = -logits.log_softmax(-1)[place, token]
+    hit = logits.argmax(-1)[place] == token
+    owner = np.repeat(np.arange(len(asked)), [len(item.answer) for _, item in asked])
+    length = np.bincount(owner)
+    total = np.bincount(owner, weights=nll.double().cpu().numpy())
+    return total / length, np.bincount(owner, weights=hit.cpu().numpy()) == length
