@@ -4,7 +4,7 @@ Every distinct token sequence runs once, in batches of similar length; a sequenc
 continues does not run at all; the LM head runs at the positions that predict answers only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from ece.facts import encode, pad, target_ids
+from ece.facts import by_length, encode, pad, target_ids
 
 
 def read(
@@ -29,13 +29,14 @@ def read(
     asked = [_Asked.of(prompts[prompt], answers[answer]) for prompt, answer in unique]
     _check_lengths(model, list(unique), asked)
     hosts = _hosts([item.row for item in asked])
-    guests = {host: [] for host in sorted(set(hosts), key=lambda i: -len(asked[i].row))}
+    guests: dict[int, list[int]] = {}
     for item, host in enumerate(hosts):
-        guests[host].append(item)
+        guests.setdefault(host, []).append(item)
     nll, top1 = np.zeros(len(asked)), np.zeros(len(asked), dtype=bool)
-    for batch in _batches({host: len(asked[host].row) for host in guests}, batch_tokens):
-        members = [(row, item) for row, host in enumerate(batch) for item in guests[host]]
-        rows = [asked[host].row for host in batch]
+    runs = list(guests)
+    for chunk in by_length([len(asked[host].row) for host in runs], batch_tokens):
+        rows = [asked[runs[i]].row for i in chunk]
+        members = [(row, item) for row, i in enumerate(chunk) for item in guests[runs[i]]]
         index = [item for _, item in members]
         nll[index], top1[index] = _forward(model, rows, [(r, asked[i]) for r, i in members])
     back = [unique[pair] for pair in pairs]
@@ -76,15 +77,6 @@ def _hosts(rows: list[list[int]]) -> list[int]:
         if rows[after][: len(rows[here])] == rows[here]:
             hosts[here] = hosts[after]
     return hosts
-
-
-def _batches(lengths: dict[int, int], batch_tokens: int) -> Iterator[list[int]]:
-    """Split the keys of `lengths`, longest first, so that rows * longest <= batch_tokens."""
-    keys = list(lengths)
-    while keys:
-        size = max(1, batch_tokens // lengths[keys[0]])
-        yield keys[:size]
-        keys = keys[size:]
 
 
 @torch.inference_mode()
