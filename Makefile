@@ -3,7 +3,8 @@
 # Options, where they make sense:  make book MODEL=gpt2-xl DEVICE=cuda DATA=path/to/data
 #   MODEL   model the chapters run on (an embedded one, a folder, or a hub name)
 #   DEVICE  where it runs (cpu, cuda, cuda:1, mps)
-#   DATA    folder with counterfact.json and zsre.json, instead of the embedded records
+#   DATA    file of CounterFact records, instead of the embedded ones
+#   CHAPTERS  beginnings of names, to run only these: CHAPTERS="03 05"
 #   JOBS    chapters run at the same time (2; 1 when DEVICE is given)
 #   VENV    the environment (.venv)
 .DEFAULT_GOAL := help
@@ -17,12 +18,12 @@ PORT ?= 8000
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ece-ready
-RUN := _build/run/$(if $(MODEL),$(subst /,--,$(MODEL)),embedded)
+RUN := _build/run/$(if $(MODEL),$(subst /,--,$(MODEL:/%=%)),embedded)
 RENDER := $(BIN)/jupyter-book build -W -n --keep-going --all --path-output .
 
 # An option that was not given leaves the chapters' own default (None) in force.
 ifneq ($(MODEL),)
-export ECE_MODEL := $(MODEL)
+export ECE_MODEL := $(if $(wildcard $(MODEL)/config.json),$(abspath $(MODEL)),$(MODEL))
 endif
 ifneq ($(DEVICE),)
 export ECE_DEVICE := $(DEVICE)
@@ -37,7 +38,7 @@ export OMP_NUM_THREADS ?= 1
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 10
-	@echo 'options:  MODEL=  DEVICE=  DATA=  JOBS=  VENV=  (see the top of the Makefile)'
+	@echo 'options:  MODEL=  DEVICE=  DATA=  JOBS=  CHAPTERS=  VENV=  (see the top of the Makefile)'
 
 env: $(READY)  ## create .venv with the pinned packages (done by the others when needed)
 
