@@ -1,0 +1,136 @@
+"""The numbers of the method: one frozen record, presets per model, overrides per method."""
+
+from dataclasses import dataclass, fields
+
+from ece.errors import ConfigError
+
+CHOICES = {
+    "scorer": ("all", "activation", "weight", "residual"),
+    "shared": ("anchor", "mean", "zero"),
+    "keys": ("mixed", "bare"),
+    "spread": ("even", "boundary"),
+    "values_from": ("original", "current"),
+}
+AT_LEAST_ONE = ("steps", "own_steps", "context_tokens", "max_tokens")
+NOT_NEGATIVE = ("weight_decay", "kl_factor", "contexts", "seed")
+POSITIVE = ("lr", "clamp", "lam")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of an edit; `Config(layers=(0, 1), lr=0.5, lam=300.0)` is complete.
+
+    Values are checked on construction and a `ConfigError` names the field.
+    """
+
+    layers: tuple[int, ...]
+    """Edit layers, increasing, counted from 0; the value enters at the last of them."""
+    lr: float
+    """Learning rate of Adam on the value vector, > 0 (units of the residual stream)."""
+    lam: float
+    r"""$\lambda$ of Eq 4, > 0: weight, in tokens, of the old knowledge's mean $k k^T$."""
+    scorer: str = "residual"
+    """Neuron scores: "all" (no choice), "activation" Eq 5, "weight" Eq 6, "residual" Eq 7."""
+    p: float = 0.8
+    """$p$ of Eq 8, in (0, 1]: share of the total score that the chosen neurons carry."""
+    clusters: int | None = 10
+    """$K$ of Eq 9, >= 1; None makes every fact its own anchor: plain descent of `steps`."""
+    shared: str = "anchor"
+    """What phase 1 descends on: the "anchor", the "mean" loss of the cluster, or "zero"
+    ($U = 0$, phase 1 left out)."""
+    steps: int = 25
+    """$T_g$: gradient steps a fact sees in all, >= 1."""
+    own_steps: int = 5
+    """$T_i$: steps of phase 2, 1..steps; phase 1 takes `steps - own_steps`."""
+    clamp: float = 0.75
+    r"""Longest allowed $\lVert U+\delta\rVert$ as a multiple of $\lVert h\rVert$, > 0."""
+    weight_decay: float = 0.5
+    r"""Weight of $\lVert U+\delta\rVert / \lVert h\rVert^2$ in the loss, >= 0."""
+    kl_factor: float = 0.0625
+    """Weight of the KL divergence on "{subject} is a" in the loss, >= 0."""
+    history: bool = True
+    """Whether keys of earlier batches count as knowledge to keep (a sum of $k k^T$)."""
+    stop: float | None = None
+    """A fact leaves the descent once its NLL (nats per token) is below; None: never."""
+    keys: str = "mixed"
+    """"mixed": half the bare prompt's key, half the mean over contexts; or "bare"."""
+    spread: str = "even"
+    """"even": the residual divided over the layers left; "boundary": first and last layer
+    only, each with a value of its own."""
+    values_from: str = "original"
+    """Weights the values come from: "original" (before the sequence) or "current"."""
+    contexts: int = 5
+    """Random prefixes a prompt is also seen under, >= 0, beside the bare prompt."""
+    context_tokens: int = 10
+    """Length of a prefix in tokens, >= 1."""
+    seed: int = 0
+    """Seed of the prefixes and of the clustering, >= 0."""
+    max_tokens: int = 16384
+    """Memory budget, >= 1: tokens (rows times padded length) that one forward holds."""
+
+    def __post_init__(self):
+        """Raise `ConfigError` naming the first field out of range."""
+        if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
+            _fail("layers", self.layers, "one or more layer numbers >= 0 in increasing order")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                _fail(name, getattr(self, name), "one of " + ", ".join(known))
+        for names, bound, text in _ranges():
+            for name in names:
+                if not bound(getattr(self, name)):
+                    _fail(name, getattr(self, name), text)
+        if not 0 < self.p <= 1:
+            _fail("p", self.p, "a number in (0, 1]")
+        if self.clusters is not None and self.clusters < 1:
+            _fail("clusters", self.clusters, "a whole number >= 1, or None")
+        if self.own_steps > self.steps:
+            _fail("own_steps", self.own_steps, f"at most steps = {self.steps}")
+
+
+def _ranges():
+    yield AT_LEAST_ONE, lambda v: v >= 1, "a whole number >= 1"
+    yield NOT_NEGATIVE, lambda v: v >= 0, "a number >= 0"
+    yield POSITIVE, lambda v: v > 0, "a number > 0"
+
+
+def _fail(field: str, value: object, allowed: str):
+    raise ConfigError(f"config field '{field}' is {value!r}; it takes {allowed}")
+
+
+_ATLAS = dict(layers=(0, 1, 2), lr=0.5, lam=300.0, clusters=10)
+PRESETS: dict[str, dict] = {
+    "atlas-gpt2": dict(_ATLAS),
+    "atlas-gptj": dict(_ATLAS),
+    "atlas-llama": dict(_ATLAS),
+    "gpt2-xl": dict(layers=(13, 14, 15, 16, 17), lr=0.5, lam=20000.0, steps=20, own_steps=4),
+    "gpt-j-6b": dict(layers=(3, 4, 5, 6, 7, 8), lr=0.5, lam=15000.0),
+    "llama-3-8b": dict(layers=(4, 5, 6, 7, 8), lr=0.1, lam=15000.0),
+}
+"""Numbers per model, nothing else; the hub rows are the paper's appendix C."""
+
+METHODS: dict[str, dict] = {
+    "ece-as": dict(scorer="activation"),
+    "ece-wi": dict(scorer="weight"),
+    "ece-rs": dict(scorer="residual"),
+    "ece-plus": dict(scorer="residual", shared="zero", own_steps=5, stop=0.05),
+    "memit": dict(scorer="all", p=1.0, clusters=None, history=False),
+    "memit-history": dict(scorer="all", p=1.0, clusters=None, history=True),
+}
+"""A method is a handful of settings of one editor."""
+
+
+def configure(model_name: str, method: str, **overrides) -> Config:
+    """The configuration of `method` on `model_name`; keyword `overrides` win.
+
+    A hub name counts by its last part ("EleutherAI/gpt-j-6b" is "gpt-j-6b").
+    `ConfigError` lists the known names when one is unknown.
+    """
+    name = model_name.rstrip("/").split("/")[-1].lower()
+    for what, key, table in (("model", name, PRESETS), ("method", method, METHODS)):
+        if key not in table:
+            raise ConfigError(f"unknown {what} '{key}'; known: {', '.join(table)}")
+    unknown = set(overrides) - {field.name for field in fields(Config)}
+    if unknown:
+        known = ", ".join(field.name for field in fields(Config))
+        raise ConfigError(f"unknown setting {sorted(unknown)}; known: {known}")
+    return Config(**{**PRESETS[name], **METHODS[method], **overrides})

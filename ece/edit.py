@@ -1,0 +1,199 @@
+"""Editing: one batch, or a sequence of them. Single editing is a batch of one."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ece.config import Config
+from ece.errors import StateError
+from ece.facts import Fact, validate
+from ece.keys import keys_and_states, mix, subject_rows
+from ece.loss import prepare
+from ece.model import fingerprint, sites
+from ece.report import Report, value_part
+from ece.score import batch_set, scores
+from ece.solve import solve_reported, spread
+from ece.state import (
+    Batch, EditState, added, check_finite, check_layers, check_weights, new_state, restore, undo,
+)
+from ece.stats import Stats, check
+from ece.storage import load_state, load_values, open_run, save_batch, save_state, save_values
+from ece.values import Values, two_step
+
+__all__ = [
+    "EditState", "Report", "compute_values", "edit_batch", "edit_sequence", "load_state",
+    "new_state", "save_state", "undo",
+]
+
+
+def compute_values(
+    model: nn.Module, tokenizer, facts: list[Fact], state: EditState | tuple[str, ...],
+    config: Config,
+) -> Values:
+    """Values of one batch from the model's present weights (`state`, or its contexts)."""
+    templates = state.contexts if isinstance(state, EditState) else state
+    check_layers(model, config)
+    validate(facts, tokenizer, model, templates)
+    found, began = [], time.perf_counter()
+    for layer in _entries(config):
+        problem = prepare(model, tokenizer, facts, templates, config, layer)
+        check_finite(f"keys or states at layer {layer}", problem.keys.sum() + problem.hidden.sum())
+        found.append(two_step(problem, sites(model, (layer,))[0].weight, config))
+    first = found[0] if len(found) == 2 else None
+    return replace(found[-1], first=first, seconds=time.perf_counter() - began)
+
+
+def _entries(config: Config) -> tuple[int, ...]:
+    """Layers where values enter: the last, or with "boundary" the first and the last."""
+    even = config.spread == "even" or len(config.layers) == 1
+    return config.layers[-1:] if even else (config.layers[0], config.layers[-1])
+
+
+def edit_batch(
+    model: nn.Module, tokenizer, facts: list[Fact], stats: Stats, state: EditState,
+    config: Config, values: Values | None = None,
+) -> tuple[EditState, Report]:
+    """Write `facts` into the model's weights, all of them or (on any error) none.
+
+        state = new_state(model, tokenizer, config)
+        state, report = edit_batch(model, tokenizer, facts, stats, state, config)
+
+    `values` may have been computed ahead (`compute_values`); otherwise the present weights
+    give them. Returns the next state; the one given stays valid for `undo` bookkeeping.
+    """
+    _check(model, tokenizer, facts, stats, state, config)
+    values = values or compute_values(model, tokenizer, facts, state, config)
+    _check_values(values, facts, config)
+    done: dict[str, dict[int, Tensor]] = {"masks": {}, "before": {}, "keys": {}}
+    seconds = {"values": values.seconds, "keys": 0.0, "solve": 0.0}
+    record = {"norms": {}, "jitter": {}, "seconds": seconds}
+    try:
+        rows = subject_rows(tokenizer, facts, state.contexts)
+        for layer, goal, left in _plan(values, config):
+            _edit_layer(model, rows, stats, state, config, layer, goal, left, done, record)
+    except BaseException:
+        restore(model, done["masks"], done["before"])
+        raise
+    batch = Batch(tuple(fact.id for fact in facts), **done)
+    layers = list(done["masks"])
+    neurons = {layer: int(mask.sum()) for layer, mask in done["masks"].items()}
+    report = Report(**value_part(facts, values), layers=layers, neurons=neurons,
+                    masks=done["masks"], **record)
+    after = replace(state, weights=fingerprint(model, state.layers),
+                    history=added(state.history, batch.keys), batches=state.batches + (batch,))
+    return after, report
+
+
+def _plan(values: Values, config: Config) -> list[tuple[int, Values, int]]:
+    """`(layer, values it works towards, layers left)`, in the order of editing."""
+    if values.first is not None:
+        return [(values.first.layer, values.first, 1), (values.layer, values, 1)]
+    count = len(config.layers)
+    return [(layer, values, count - i) for i, layer in enumerate(config.layers)]
+
+
+def _edit_layer(model, rows, stats, state, config, layer, goal, left, done, record) -> None:
+    """Solve for one layer with the keys of the model as it is now, and write the update."""
+    began = time.perf_counter()
+    site = sites(model, (layer,))[0]
+    keys, states = keys_and_states(model, rows, len(goal.hidden), layer, goal.layer,
+                                   config.max_tokens)
+    K = mix(keys, config.keys)
+    check_finite(f"keys at layer {layer}", K)
+    R = spread(goal.z.to(states) - states, config.spread, left)
+    middle = time.perf_counter()
+    share = 1.0 if config.scorer == "all" else config.p
+    mask = batch_set(scores(config.scorer, K, site.weight), share)
+    history = state.history.get(layer) if config.history else None
+    delta, jitter = solve_reported(R.T, K, stats.moments[layer], history, mask, config.lam)
+    weight = site.weight
+    before = weight[:, mask].clone()
+    # Sum in float64, round once: half-precision weights keep as much of the update as they can.
+    written = (before.double() + delta[:, mask].to(before.device)).to(weight.dtype)
+    check_finite(f"updated weights of layer {layer}", written)
+    done["masks"][layer], done["before"][layer] = mask.cpu(), before.cpu()
+    if config.history:
+        done["keys"][layer] = K.detach().clone()
+    weight[:, mask] = written
+    record["norms"][layer], record["jitter"][layer] = float(delta.norm()), jitter
+    record["seconds"]["keys"] += middle - began
+    record["seconds"]["solve"] += time.perf_counter() - middle
+
+
+def _check(model, tokenizer, facts, stats, state, config) -> None:
+    """Everything that can be known before any work; raises, changes nothing."""
+    check_layers(model, config)
+    if config.layers != state.layers:
+        raise StateError(f"the state edits layers {state.layers}, the config {config.layers}")
+    validate(facts, tokenizer, model, state.contexts)
+    check(stats, state.fingerprint, config.layers)
+    for site in sites(model, config.layers):
+        check_finite(f"weights of layer {site.layer}", site.weight)
+    check_weights(model, state)
+
+
+def _check_values(values: Values, facts: list[Fact], config: Config) -> None:
+    wanted = _entries(config)
+    found = (values.layer,) if values.first is None else (values.first.layer, values.layer)
+    if found != wanted or len(values.hidden) != len(facts):
+        raise StateError(
+            f"values for {len(values.hidden)} facts at layers {found} given, needed are "
+            f"{len(facts)} facts at layers {wanted}; compute them with this config"
+        )
+    for part in filter(None, (values, values.first)):
+        check_finite("values", part.z)
+
+
+def edit_sequence(
+    model: nn.Module, tokenizer, facts: list[Fact], stats: Stats, config: Config, batch: int,
+    on_batch: Callable | None = None, save_to: str | Path | None = None,
+    progress: Callable | None = None,
+) -> tuple[EditState, list[Report]]:
+    """Edit `facts` in batches of `batch`, in order; resumes from `save_to` if it has a run.
+
+    With `values_from="original"` all values are computed before the first edit (and kept in
+    `save_to`). After each batch, in this order: the state is saved, `on_batch(state, report,
+    batch_facts)` and `progress(stage, done, total)` are called ("values" or "edit"). A run
+    killed at any point and started again on the unedited model ends with the same bits.
+    """
+    parts = [facts[i : i + batch] for i in range(0, len(facts), batch)]
+    run = open_run(model, tokenizer, facts, config, batch, save_to)
+    state, reports = run if run else (new_state(model, tokenizer, config), [])
+    for part in parts:
+        validate(part, tokenizer, model, state.contexts)
+    ahead = _ahead(model, tokenizer, parts, state, config, save_to, progress)
+    for number in range(len(reports), len(parts)):
+        state, report = edit_batch(
+            model, tokenizer, parts[number], stats, state, config, ahead.get(number)
+        )
+        if save_to is not None:
+            save_batch(model, state, report, save_to)
+        reports = reports + [report]
+        if on_batch is not None:
+            on_batch(state, report, parts[number])
+        if progress is not None:
+            progress("edit", number + 1, len(parts))
+    return state, reports
+
+
+def _ahead(model, tokenizer, parts, state, config, save_to, progress) -> dict[int, Values]:
+    """Values of all batches still to come, from the original weights; from disk if there."""
+    if config.values_from == "current":
+        return {}
+    found = {}
+    for number in range(len(state.batches), len(parts)):
+        kept = None if save_to is None else load_values(save_to, number)
+        if kept is None:
+            if state.batches:
+                raise StateError(f"{save_to} lost the values of batch {number}; start anew")
+            kept = compute_values(model, tokenizer, parts[number], state, config)
+            if save_to is not None:
+                save_values(kept, save_to, number)
+        found[number] = kept
+        if progress is not None:
+            progress("values", number + 1, len(parts))
+    return found

@@ -1,0 +1,172 @@
+"""The loss of a value: facts turned into rows once, then measured at many values.
+
+NLL of the target over the contexts, and the KL divergence of what follows
+"{subject} is a" from what followed it before the edit.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import kl_div
+
+from ece.config import Config
+from ece.facts import Fact, by_length, locate, target_ids
+from ece.hooks import capture
+from ece.keys import mix
+from ece.model import sites
+from ece.upper import Upper, lift, states_at
+
+ESSENCE = "{} is a"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Facts measured together; each has its contexts' rows and then its essence row."""
+
+    facts: Int[Tensor, " edit"]
+    """Which facts of the problem these are."""
+    upper: Upper
+    """Their rows, fact by fact."""
+    where: Int[Tensor, "edit context place"]
+    """Tokens (counted from the subject's last) that predict the target's tokens."""
+    targets: Int[Tensor, "edit place"]
+    """The target's ids; short targets are filled up, with share 0."""
+    share: Float[Tensor, "edit place"]
+    """One over the target's length on its tokens, so that NLL is per token."""
+    end: Int[Tensor, " edit"]
+    """The last token of the essence row."""
+    usual: Float[Tensor, "edit vocab"] | None = None
+    """Log-probabilities there before the edit."""
+
+    def take(self, keep: Int[Tensor, " kept"]) -> "Chunk":
+        """The same for some of the facts (places in the chunk)."""
+        each = self.where.shape[1] + 1
+        rows = (keep[:, None] * each + torch.arange(each, device=keep.device)).flatten()
+        fields = ("facts", "where", "targets", "share", "end", "usual")
+        return replace(
+            self, upper=self.upper.take(rows), **{name: getattr(self, name)[keep] for name in fields}
+        )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All facts of a call, ready for descent at `layer`."""
+
+    layer: int
+    """The layer where values enter."""
+    chunks: list[Chunk]
+    """The facts in groups of like length, each within the memory budget."""
+    hidden: Float[Tensor, "edit model"]
+    """$h$: state after `layer` at the bare prompt's subject-last token, float32."""
+    keys: Float[Tensor, "edit ff"]
+    """Keys at `layer`, mixed as configured."""
+    nll: Float[Tensor, " edit"]
+    """NLL of the targets before any change (nats per token, mean over contexts)."""
+    holds: Bool[Tensor, " edit"]
+    """Whether the bare prompt already goes on with the target."""
+
+    def take(self, facts: Int[Tensor, " kept"]) -> "Problem":
+        """The problem of some facts, in the order given."""
+        place = torch.full((len(self.hidden),), -1, device=facts.device)
+        place[facts] = torch.arange(len(facts), device=facts.device)
+        chunks = []
+        for chunk in self.chunks:
+            keep = (place[chunk.facts] >= 0).nonzero()[:, 0]
+            if len(keep):
+                part = chunk.take(keep)
+                chunks.append(replace(part, facts=place[part.facts]))
+        fields = ("hidden", "keys", "nll", "holds")
+        return replace(self, chunks=chunks, **{name: getattr(self, name)[facts] for name in fields})
+
+
+def prepare(
+    model: nn.Module, tokenizer, facts: list[Fact], templates: tuple[str, ...], config: Config,
+    layer: int,
+) -> Problem:
+    """Run everything below and before the values once; see `ece.upper`."""
+    rows = [_rows(tokenizer, fact, templates) for fact in facts]
+    each = len(templates) + 1
+    sizes = [each * max(len(ids) - start for ids, start in group) for group in rows]
+    chunks, first = [], []
+    for members in by_length(sizes, config.max_tokens):
+        group = [row for i in members for row in rows[i]]
+        targets = [target_ids(tokenizer, facts[i].target) for i in members]
+        chunk, keys = _chunk(model, torch.tensor(members), group, targets, layer)
+        with torch.no_grad():
+            picked, usual = log_probs(chunk, torch.zeros_like(chunk.upper.hidden[::each, 0]).float())
+        chunk = replace(chunk, usual=usual)
+        nll, holds = nll_of(chunk, picked), _holds(chunk, picked)
+        hidden = chunk.upper.hidden[::each, 0].float()
+        chunks.append(chunk)
+        first.append((hidden, mix(keys.unflatten(0, (-1, each))[:, :-1], config.keys), nll, holds))
+    back = torch.cat([chunk.facts for chunk in chunks]).argsort()
+    return Problem(layer, chunks, *(torch.cat(parts)[back] for parts in zip(*first)))
+
+
+def _rows(tokenizer, fact: Fact, templates: tuple[str, ...]) -> list[tuple[list[int], int]]:
+    """`(ids, subject's last token)` of every context with the target, then of the essence."""
+    told = target_ids(tokenizer, fact.target)[:-1]
+    rows = []
+    for template in templates:
+        ids, last = locate(tokenizer, template.replace("{}", fact.prompt), fact.subject)
+        rows.append((ids + told, last))
+    return rows + [locate(tokenizer, ESSENCE, fact.subject)]
+
+
+def _chunk(
+    model: nn.Module, members: Tensor, rows: list[tuple[list[int], int]],
+    targets: list[list[int]], layer: int,
+) -> tuple[Chunk, Tensor]:
+    """The chunk (without its usual log-probabilities), and the keys of all its rows."""
+    ids, start = [row for row, _ in rows], [last for _, last in rows]
+    with capture(sites(model, (layer,))) as found:
+        states = states_at(model, ids, layer)
+    keys = found[layer][torch.arange(len(rows)), torch.tensor(start)]
+    upper = lift(model, states, start, [len(row) for row in ids], layer)
+    device, each = states.device, len(rows) // len(targets)
+    width, sizes = max(map(len, targets)), torch.tensor([len(t) for t in targets])
+    filled = torch.tensor([t + t[-1:] * (width - len(t)) for t in targets])
+    place = torch.minimum(torch.arange(width), sizes[:, None] - 1)
+    share = (torch.arange(width) < sizes[:, None]) / sizes[:, None]
+    ends = torch.tensor([len(row) - 1 - last for row, last in rows]).unflatten(0, (-1, each))
+    # A context row ends with all target tokens but the last: its end predicts the last one.
+    where = (ends[:, :-1] - sizes[:, None] + 1)[..., None] + place[:, None]
+    parts = [part.to(device) for part in (members, where, filled, share, ends[:, -1])]
+    return Chunk(parts[0], upper, *parts[1:]), keys
+
+
+def log_probs(
+    chunk: Chunk, total: Float[Tensor, "edit model"]
+) -> tuple[Float[Tensor, "edit context place vocab"], Float[Tensor, "edit vocab"]]:
+    """Log-probabilities at the target's places and at the essence's end, with values added.
+
+    The LM head runs at these places only.
+    """
+    edits, contexts, places = chunk.where.shape
+    delta = total[:, None].expand(-1, contexts + 1, -1).flatten(0, 1)
+    states = chunk.upper.run(delta).unflatten(0, (edits, contexts + 1))
+    head = chunk.upper.model.get_output_embeddings()
+    index = chunk.where[..., None].expand(-1, -1, -1, states.shape[-1])
+    told = states[:, :-1].gather(2, index)
+    essence = states[torch.arange(edits, device=states.device), -1, chunk.end]
+    return head(told).float().log_softmax(-1), head(essence).float().log_softmax(-1)
+
+
+def nll_of(chunk: Chunk, log_p: Float[Tensor, "edit context place vocab"]) -> Float[Tensor, " edit"]:
+    """Mean over contexts of the targets' NLL per token."""
+    index = chunk.targets[:, None, :, None].expand(*log_p.shape[:3], 1)
+    picked = log_p.gather(3, index)[..., 0]
+    return -(picked * chunk.share[:, None]).sum(2).mean(1)
+
+
+def kl_of(chunk: Chunk, log_p: Float[Tensor, "edit vocab"]) -> Float[Tensor, " edit"]:
+    """KL divergence of the edited from the usual distribution after the essence prompt."""
+    return kl_div(chunk.usual, log_p, reduction="none", log_target=True).sum(1)
+
+
+def _holds(chunk: Chunk, log_p: Tensor) -> Tensor:
+    """Whether every target token is the likeliest in the bare prompt."""
+    right = log_p[:, 0].argmax(-1) == chunk.targets
+    return (right | (chunk.share == 0)).all(1)

@@ -1,0 +1,79 @@
+"""The weight update: least squares on the chosen neurons (Eq 4, 14, 19)."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ece.errors import SolveError
+
+JITTERS = (0.0, 1e-12, 1e-10, 1e-8, 1e-6)  # tried in turn, as shares of the mean diagonal
+
+
+def solve_update(
+    R: Float[Tensor, "model edit"],
+    K: Float[Tensor, "edit ff"],
+    C0: Float[Tensor, "ff ff"],
+    history: Float[Tensor, "ff ff"] | None,
+    mask: Bool[Tensor, " ff"],
+    lam: float,
+) -> Float[Tensor, "model ff"]:
+    r"""$\Delta_I = R K_I^T(\lambda C_{0,II} + H_{II} + K_I K_I^T)^{-1}$; zero outside $I$.
+
+    `C0` is a mean over tokens, `history` and the batch's own term are sums over edits.
+    Float64 throughout. `SolveError` if the system is not positive definite.
+    """
+    return solve_reported(R, K, C0, history, mask, lam)[0]
+
+
+def solve_reported(
+    R: Float[Tensor, "model edit"],
+    K: Float[Tensor, "edit ff"],
+    C0: Float[Tensor, "ff ff"],
+    history: Float[Tensor, "ff ff"] | None,
+    mask: Bool[Tensor, " ff"],
+    lam: float,
+) -> tuple[Float[Tensor, "model ff"], float]:
+    """`solve_update`, and the jitter that the factorisation needed (a share; mostly 0)."""
+    chosen = mask.nonzero()[:, 0]
+    keys = K.double()[:, chosen]
+    system = lam * _block(C0, chosen, keys.device) + keys.T @ keys
+    if history is not None:
+        system = system + _block(history, chosen, keys.device)
+    factor, jitter = factorise(system)
+    gain = torch.cholesky_solve(keys.T, factor)  # [chosen, edit]
+    delta = torch.zeros(len(R), len(mask), dtype=torch.double, device=keys.device)
+    delta[:, chosen] = R.double() @ gain.T
+    if not torch.isfinite(delta).all():
+        raise SolveError("the update is not finite; raise lam or look at the values' norms")
+    return delta, jitter
+
+
+def _block(matrix: Tensor, chosen: Tensor, device: torch.device) -> Tensor:
+    rows = chosen.to(matrix.device)
+    return matrix[rows][:, rows].to(device=device, dtype=torch.double)
+
+
+def factorise(system: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], float]:
+    """Cholesky factor, with the smallest jitter of `JITTERS` that makes it succeed."""
+    if not torch.isfinite(system).all():
+        raise SolveError("the system has non-finite entries; check the statistics and the keys")
+    scale = system.diagonal().mean()
+    for jitter in JITTERS:
+        lifted = system + jitter * scale * torch.eye(len(system)).to(system)
+        factor, info = torch.linalg.cholesky_ex(lifted)
+        if int(info) == 0:
+            return factor, jitter
+    raise SolveError(
+        f"the system of {len(system)} neurons is not positive definite even with a jitter of "
+        f"{JITTERS[-1]:g} of its mean diagonal; take second moments over more tokens or raise lam"
+    )
+
+
+def spread(
+    residual: Float[Tensor, "edit model"], how: str, left: int
+) -> Float[Tensor, "edit model"]:
+    """The part of the residual for one layer when `left` layers remain, this one included.
+
+    "even": an equal share; "boundary": all of it, as each layer has its own residual.
+    """
+    return residual / left if how == "even" else residual

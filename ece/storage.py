@@ -1,0 +1,239 @@
+"""Runs on disk: a folder of safetensors files, and one manifest that makes them count.
+
+Each batch is one small file with the columns it wrote, so a folder is also an edit set that
+applies to the base model. Every file is written aside, synced and renamed; a batch counts
+once the manifest names it with its checksum, so a kill at any point loses at most a batch.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as parse, save as serialise
+from torch import Tensor, nn
+
+from ece.config import Config
+from ece.errors import StateError
+from ece.facts import Fact
+from ece.group import Groups
+from ece.model import fingerprint
+from ece.report import Report
+from ece.state import Batch, EditState, added, check_weights, columns, restore
+from ece.values import Values
+
+MANIFEST, SETTINGS = "state.json", "run.json"
+
+
+def write(path: Path, data: bytes) -> str:
+    """Put `data` at `path` in one step; returns its SHA-256."""
+    aside = path.with_name(path.name + ".tmp")
+    with open(aside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_json(path: Path, record: dict) -> None:
+    """Write a record with a checksum of itself."""
+    text = json.dumps(record, sort_keys=True)
+    total = hashlib.sha256(text.encode()).hexdigest()
+    write(path, json.dumps({"record": record, "checksum": total}, sort_keys=True).encode())
+
+
+def read_json(path: Path) -> dict:
+    """Read `write_json`'s file; `StateError` if it is damaged."""
+    try:
+        whole = json.loads(path.read_text())
+        text = json.dumps(whole["record"], sort_keys=True)
+        good = hashlib.sha256(text.encode()).hexdigest() == whole["checksum"]
+    except (ValueError, KeyError, TypeError):
+        good = False
+    if not good:
+        raise StateError(f"{path.name} is damaged; restore it from a copy or start the run anew")
+    return whole["record"]
+
+
+def read_tensors(path: Path, checksum: str) -> dict[str, Tensor]:
+    """Read a safetensors file; `StateError` if missing or not what was written."""
+    if not path.exists():
+        raise StateError(f"{path.name} is missing; restore it from a copy or start the run anew")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != checksum:
+        raise StateError(f"{path.name} is damaged; restore it from a copy or start the run anew")
+    return parse(data)
+
+
+def save_state(model: nn.Module, state: EditState, folder: str | Path) -> None:
+    """Write the whole state of an edited model; `load_state` brings both back.
+
+    Columns are read from the model by walking back over the batches on copies.
+    """
+    check_weights(model, state)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    now = {layer: weight for layer, weight in _weights(model, state).items()}
+    entries = []
+    for number in reversed(range(len(state.batches))):
+        batch = state.batches[number]
+        after = {layer: now[layer][:, mask].clone() for layer, mask in batch.masks.items()}
+        entries.append(_write_batch(folder, number, batch, after, None))
+        for layer, mask in batch.masks.items():
+            now[layer][:, mask] = batch.before[layer]
+    _write_manifest(folder, state, entries[::-1])
+
+
+def _weights(model: nn.Module, state: EditState) -> dict[int, Tensor]:
+    """CPU copies of the edit layers' whole weights."""
+    masks = {layer: mask for batch in state.batches for layer, mask in batch.masks.items()}
+    return columns(model, {layer: torch.ones_like(mask) for layer, mask in masks.items()})
+
+
+def save_batch(model: nn.Module, state: EditState, report: Report, folder: str | Path) -> None:
+    """Add the state's last batch to the folder that holds the ones before it."""
+    folder, number = Path(folder), len(state.batches) - 1
+    entries = read_json(folder / MANIFEST)["batches"] if number else []
+    batch = state.batches[number]
+    entry = _write_batch(folder, number, batch, columns(model, batch.masks), report)
+    _write_manifest(folder, state, entries[:number] + [entry])
+
+
+def _write_batch(
+    folder: Path, number: int, batch: Batch, after: dict[int, Tensor], report: Report | None
+) -> dict:
+    parts = {"mask": batch.masks, "after": after, "keys": batch.keys}
+    tensors = {
+        f"{name}.{layer}": tensor.cpu().contiguous()
+        for name, part in parts.items() for layer, tensor in part.items()
+    }
+    name = f"batch-{number:05d}.safetensors"
+    told = None if report is None else report.to_dict()
+    checksum = write(folder / name, serialise(tensors))
+    return {"file": name, "checksum": checksum, "facts": list(batch.facts), "report": told}
+
+
+def _write_manifest(folder: Path, state: EditState, entries: list[dict]) -> None:
+    fields = ("fingerprint", "weights", "layers", "contexts")
+    record = {name: getattr(state, name) for name in fields}
+    write_json(folder / MANIFEST, json.loads(json.dumps({**record, "batches": entries})))
+
+
+def load_state(model: nn.Module, folder: str | Path) -> EditState:
+    """Apply a saved run to the unedited `model`; its weights become those saved, bit for bit.
+
+    Everything is read and checked before the first weight changes.
+    """
+    return _load(model, Path(folder))[0]
+
+
+def _load(model: nn.Module, folder: Path) -> tuple[EditState, list[Report]]:
+    head = read_json(folder / MANIFEST)
+    if fingerprint(model) != head["fingerprint"]:
+        raise StateError(f"{folder.name} was made on another model; load that one, unedited")
+    loaded = [read_tensors(folder / e["file"], e["checksum"]) for e in head["batches"]]
+    batches, reports, history = [], [], {}
+    for entry, tensors in zip(head["batches"], loaded):
+        masks, after, keys = (_layers(tensors, name) for name in ("mask", "after", "keys"))
+        batch = Batch(tuple(entry["facts"]), masks, columns(model, masks), keys)
+        restore(model, masks, after)
+        history = added(history, batch.keys)
+        batches.append(batch)
+        if entry["report"] is not None:
+            reports.append(Report.from_dict(entry["report"], masks))
+    layers, contexts = tuple(head["layers"]), tuple(head["contexts"])
+    state = EditState(
+        head["fingerprint"], head["weights"], layers, contexts, history, tuple(batches)
+    )
+    check_weights(model, state)
+    return state, reports
+
+
+def _layers(tensors: dict[str, Tensor], name: str) -> dict[int, Tensor]:
+    """The tensors "name.layer" by layer, in order of layers."""
+    found = [key for key in tensors if key.split(".")[0] == name]
+    return {int(key.split(".")[1]): tensors[key] for key in sorted(found, key=_number)}
+
+
+def _number(key: str) -> int:
+    return int(key.split(".")[1])
+
+
+def open_run(
+    model: nn.Module, tokenizer, facts: list[Fact], config: Config, batch: int,
+    folder: str | Path | None,
+) -> tuple[EditState, list[Report]] | None:
+    """Continue the run in `folder`, or make the folder ready for one (None: start).
+
+    `StateError` if the folder holds a run of other facts, settings or another model.
+    """
+    if folder is None:
+        return None
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    told = [asdict(fact) for fact in facts]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    settings = json.loads(json.dumps(
+        {"config": asdict(config), "batch": batch, "facts": digest, "model": fingerprint(model)}
+    ))
+    if not (folder / SETTINGS).exists():
+        write_json(folder / SETTINGS, settings)
+    kept = read_json(folder / SETTINGS)
+    changed = [name for name in settings if kept.get(name) != settings[name]]
+    if changed:
+        raise StateError(f"{folder.name} holds a run with another {changed[0]}; use a new folder")
+    return _load(model, folder) if (folder / MANIFEST).exists() else None
+
+
+def save_values(values: Values, folder: str | Path, number: int) -> None:
+    """Keep the values of batch `number`, computed ahead."""
+    name = f"values-{number:05d}"
+    tensors: dict[str, Tensor] = {}
+    head = _flatten(values, "", tensors)
+    checksum = write(Path(folder) / f"{name}.safetensors", serialise(tensors))
+    write_json(Path(folder) / f"{name}.json", {"values": head, "checksum": checksum})
+
+
+def load_values(folder: str | Path, number: int) -> Values | None:
+    """The values of batch `number`, or None if they were not yet computed."""
+    name = f"values-{number:05d}"
+    if not (Path(folder) / f"{name}.json").exists():
+        return None
+    head = read_json(Path(folder) / f"{name}.json")
+    return _build(head["values"], read_tensors(Path(folder) / f"{name}.safetensors",
+                                               head["checksum"]), "")
+
+
+FIELDS = ("hidden", "delta", "losses", "nll", "steps", "holds")
+
+
+def _flatten(values: Values, prefix: str, tensors: dict[str, Tensor]) -> dict:
+    """Put the tensors of nested values into one flat dict; returns what is not a tensor."""
+    for name in FIELDS:
+        tensors[prefix + name] = getattr(values, name).cpu().contiguous()
+    head: dict = {"layer": values.layer, "seconds": values.seconds}
+    if values.groups is not None:
+        head["cost"] = values.groups.cost
+        tensors[prefix + "labels"] = values.groups.labels
+        tensors[prefix + "medoids"] = values.groups.medoids
+    for name in ("shared", "first"):
+        inner = getattr(values, name)
+        if inner is not None:
+            head[name] = _flatten(inner, f"{prefix}{name}.", tensors)
+    return head
+
+
+def _build(head: dict, tensors: dict[str, Tensor], prefix: str) -> Values:
+    """The inverse of `_flatten`."""
+    groups = None
+    if "cost" in head:
+        groups = Groups(tensors[prefix + "labels"], tensors[prefix + "medoids"], head["cost"])
+    inner = {
+        name: _build(head[name], tensors, f"{prefix}{name}.")
+        for name in ("shared", "first") if name in head
+    }
+    fields = {name: tensors[prefix + name] for name in FIELDS}
+    return Values(head["layer"], **fields, groups=groups, seconds=head["seconds"], **inner)
