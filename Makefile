@@ -72,7 +72,7 @@ atlas: $(READY)  ## train the embedded models again (minutes on a GPU, longer on
 	$(BIN)/python -m ece.atlas train
 
 lab: $(READY)  ## open the chapters in JupyterLab
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB)
 
 serve:  ## serve _build/html on http://localhost:8000
 	$(PYTHON) -m http.server --directory _build/html --bind 127.0.0.1 $(PORT)

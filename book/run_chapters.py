@@ -52,6 +52,7 @@ def execute(source: Path, target: Path, folder: Path) -> float:
         timeout=None,
         record_timing=False,
         coalesce_streams=True,
+        extra_arguments=["--log-level=40"],  # the kernel's errors, not its advice on transports
         resources={"metadata": {"path": str(folder)}},
         on_cell_start=lambda cell, cell_index: running.append(cell_index),
     )
@@ -120,7 +121,7 @@ def copy_of_the_book(into: Path) -> None:
 def chosen(names: list[str]) -> list[Path]:
     """Chapters whose name begins with one of `names`; all of them when there are none."""
     chapters = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
-    for name in names:
+    for name in names or [""]:
         if not any(path.stem.startswith(name) for path in chapters):
             known = ", ".join(path.stem for path in chapters) or "none"
             sys.exit(f"no chapter begins with {name!r}; the chapters are: {known}")
