@@ -8,6 +8,7 @@ import json
 import random
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def facts_from_zsre(
     The target is `answers[0]`, as in the published evaluation (`alt` is not used). The only
     neighbour is the unrelated question `loc`, and `true` is *its* answer `loc_ans`: top-1 rates
     then mean what the paper's do, while comparing target and `true` on one prompt means nothing.
-    ZsRE names no relation, so the question stands in for it.
+    ZsRE names no relation, so the question stands in for it (the embedded records do name it).
     """
     return _convert(_zsre, records, source, skip_bad)
 
@@ -57,15 +58,16 @@ def load_facts(
     """`n` facts (None: all there are), shuffled by `seed`.
 
     path: a JSON file with a list of records; None takes those of the embedded world.
-    No two facts share subject and relation: the first drawn stays. skip_bad leaves unusable
-    records out, with one warning that counts them, where `DataError` would name the first.
+    No two facts share subject and relation (the first drawn stays), and a subject comes again
+    only after all others have come as often. skip_bad leaves unusable records out, with one
+    warning that counts them, where `DataError` would name the first.
     """
     convert = _converter(dataset)
     source = f"the embedded {dataset} records" if path is None else str(path)
     records = atlas.records(dataset) if path is None else read_records(path)
     facts = convert(records, source, skip_bad)
     random.Random(seed).shuffle(facts)
-    distinct = _distinct(facts)
+    distinct = _in_rounds(_distinct(facts))
     if n is not None and not 1 <= n <= len(distinct):
         raise DataError(
             f"{n} facts were asked of {source}, which hold {len(distinct)} that no two share "
@@ -83,6 +85,15 @@ def _distinct(facts: list[Fact]) -> list[Fact]:
             kept.append(fact)
         seen |= names
     return kept
+
+
+def _in_rounds(facts: list[Fact]) -> list[Fact]:
+    """Each subject's first fact, in order, then each one's second, and so on."""
+    seen, rounds = Counter(), []
+    for fact in facts:
+        rounds.append(seen[fact.subject])
+        seen[fact.subject] += 1
+    return [facts[i] for i in sorted(range(len(facts)), key=rounds.__getitem__)]
 
 
 def read_records(path: str | Path) -> list[dict]:
@@ -151,6 +162,7 @@ def _zsre(record: dict, number: int) -> Fact:
         subject=subject,
         target=_texts(record, "answers", least=1)[0],
         true=_text(record, "loc_ans"),
+        relation=_text(record, "relation_id") if "relation_id" in record else "",
         id=_id(record, number),
         paraphrases=(_text(record, "rephrase"),),
         neighbours=(_text(record, "loc"),),

@@ -68,6 +68,10 @@ class Scores:
     def __len__(self) -> int:
         return len(self.efficacy)
 
+    def part(self, first: int, end: int) -> "Scores":
+        """The scores of facts first..end - 1."""
+        return Scores(*(getattr(self, field.name)[first:end] for field in fields(Scores)))
+
     def summary(self, measure: str = "success") -> dict[str, float | None]:
         """Means over facts in percent; `<name>_ci` is the half width of the 95 % interval.
 

@@ -145,6 +145,7 @@ def test_no_two_facts_share_subject_and_relation(tmp_path):
     facts = load_facts("counterfact", None, 3, path)
     pairs = [(fact.subject, fact.relation) for fact in facts]
     assert len(pairs) == len(set(pairs)) == 20
+    assert len({fact.subject for fact in facts[:10]}) == 10, "a subject came before its turn"
 
 
 @pytest.mark.parametrize("n", [0, -1, 11])

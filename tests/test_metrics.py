@@ -8,21 +8,21 @@ from ece.facts import Fact, encode, target_ids
 from ece.metrics import KINDS, Scores, evaluate, harmonic, join, questions, recall
 from ece.reading import read
 
-SUBJECTS = ("Anna", "Bob", "Carl Gustav", "Dora")
-ANSWERS = ("French", "New York", "the", "a rather long answer")
+SUBJECTS = ("Ilo", "Tor Asken", "Mira Velan")
+ANSWERS = ("Paris", "New Harbour", "baker", "New Harbour of old")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def facts():
-    """Facts whose prompts differ in length, with shared prompts and shared answer prefixes."""
+    """Facts whose prompts and answers differ in length; prompts are shared, answers recur."""
     return [
         Fact(
-            prompt="The mother tongue of {} is",
+            prompt="{} lives in",
             subject=subject,
             target=ANSWERS[i % 4],
             true=ANSWERS[(i + 1) % 4],
-            paraphrases=(f"{subject} speaks", f"In the long evenings {subject} used to say that"),
-            neighbours=tuple(f"The mother tongue of {other} is" for other in SUBJECTS[:i]),
+            paraphrases=(f"The home of {subject} is", f"It is cold in the city of {subject}, in"),
+            neighbours=tuple(f"{other} lives in" for other in SUBJECTS[:i]),
         )
         for i, subject in enumerate(SUBJECTS)
     ]
@@ -41,13 +41,13 @@ def naive(model, tokenizer, prompt, answer):
     return sum(losses) / len(losses), all(hits)
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 37, 4096])
-def test_read_equals_one_prompt_at_a_time(model, tokenizer, facts, batch_tokens):
+def test_read_equals_one_prompt_at_a_time(model, tokenizer, facts):
     pairs = [(q.prompt, answer) for fact in facts for q in questions(fact) for answer in ANSWERS]
-    nll, top1 = read(model, tokenizer, pairs, batch_tokens)
-    expected = [naive(model, tokenizer, *pair) for pair in pairs]
-    np.testing.assert_allclose(nll, [loss for loss, _ in expected], rtol=1e-5)
-    assert top1.tolist() == [hit for _, hit in expected]
+    losses, hits = zip(*(naive(model, tokenizer, *pair) for pair in pairs), strict=True)
+    for batch_tokens in (1, 37, 4096):
+        nll, top1 = read(model, tokenizer, pairs, batch_tokens)
+        np.testing.assert_allclose(nll, losses, rtol=1e-4)
+        assert top1.tolist() == list(hits)
 
 
 def test_evaluate_equals_its_naive_twin(model, tokenizer, facts):
@@ -94,9 +94,9 @@ def test_the_head_is_asked_only_for_answer_positions(model, tokenizer, monkeypat
         return out
 
     monkeypatch.setattr(model, "forward", counted)
-    read(model, tokenizer, [("The mother tongue of Anna is", "the"), ("Bob", "the")])
+    read(model, tokenizer, [("Ilo lives in", "baker"), ("Ossia Marn", "baker")])
     assert len(kept) == 1
-    assert kept[0][0] == 2 * len(target_ids(tokenizer, "the"))
+    assert kept[0][0] == 2 * len(target_ids(tokenizer, "baker"))
 
 
 def forced(model, tokenizer, fact):
@@ -119,26 +119,26 @@ def test_recall_finds_the_most_likely_answer_and_no_other(model, tokenizer, fact
 
 
 def test_specificity_wants_the_true_answer_and_efficacy_the_new_one(model, tokenizer):
-    prompt = "The mother tongue of Anna is"
-    nll, _ = read(model, tokenizer, [(prompt, "French"), (prompt, "the")])
-    likely, unlikely = ("French", "the") if nll[0] < nll[1] else ("the", "French")
-    fact = Fact("The mother tongue of {} is", "Anna", likely, unlikely, neighbours=(prompt,))
+    prompt = "Ilo lives in"
+    nll, _ = read(model, tokenizer, [(prompt, "Paris"), (prompt, "baker")])
+    likely, unlikely = ("Paris", "baker") if nll[0] < nll[1] else ("baker", "Paris")
+    fact = Fact("{} lives in", "Ilo", likely, unlikely, neighbours=(prompt,))
     scores = evaluate(model, tokenizer, [fact])
     assert scores.efficacy[0] == 1 and scores.specificity[0] == 0
-    swapped = Fact("The mother tongue of {} is", "Anna", unlikely, likely, neighbours=(prompt,))
+    swapped = Fact("{} lives in", "Ilo", unlikely, likely, neighbours=(prompt,))
     scores = evaluate(model, tokenizer, [swapped])
     assert scores.efficacy[0] == 0 and scores.specificity[0] == 1
 
 
 def test_a_tie_fails_both_ways(model, tokenizer):
-    prompt = "The mother tongue of Anna is"
-    fact = Fact("The mother tongue of {} is", "Anna", "French", "French", neighbours=(prompt,))
+    prompt = "Ilo lives in"
+    fact = Fact("{} lives in", "Ilo", "Paris", "Paris", neighbours=(prompt,))
     scores = evaluate(model, tokenizer, [fact])
     assert scores.efficacy[0] == 0 and scores.specificity[0] == 0
 
 
 def test_a_fact_without_rival_has_top1_only(model, tokenizer):
-    scores = evaluate(model, tokenizer, [Fact("{} is", "Anna", "the", neighbours=("Bob is",))])
+    scores = evaluate(model, tokenizer, [Fact("{} is", "Ilo", "baker", neighbours=("Tor Asken is",))])
     assert np.isnan(scores.efficacy[0]) and not np.isnan(scores.efficacy_top1[0])
     summary = scores.summary()
     assert summary["efficacy"] is None and summary["score"] is None
@@ -185,6 +185,6 @@ def test_harmonic_mean_bounds():
 
 
 def test_a_prompt_beyond_the_context_is_named(model, tokenizer):
-    prompt = "Anna lives in New York and " * model.config.max_position_embeddings
-    with pytest.raises(ValueError, match="Anna lives in New York.*shorten the prompt"):
-        read(model, tokenizer, [("Anna is", "the"), (prompt, "French")])
+    prompt = "Ilo lives in Oslo and " * model.config.max_position_embeddings
+    with pytest.raises(ValueError, match="Ilo lives in Oslo.*shorten the prompt"):
+        read(model, tokenizer, [("Ilo is", "baker"), (prompt, "Paris")])

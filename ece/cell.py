@@ -1,0 +1,218 @@
+"""One cell of the grid: edit facts into a model in batches; measure before, at write and after."""
+
+import shlex
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ece import atlas
+from ece import stats as statistics
+from ece.config import METHODS, Config, configure
+from ece.data import MEASURE, load_facts
+from ece.edit import edit_sequence
+from ece.errors import ConfigError
+from ece.facts import Fact, encode
+from ece.flags import words
+from ece.metrics import KINDS, Scores, evaluate, join
+from ece.model import CHECKPOINTS, load
+from ece.report import Report
+from ece.results import NAMES, provenance
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+SECONDS = ("values", "keys", "solve", "evaluate", "statistics")
+DOCUMENT = 20
+"""Tokens that a document of the embedded corpus has at the least, on average."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run; `Settings(method="memit", facts=50, config={"lam": 100.0})`."""
+
+    model: str = "atlas-gpt2"
+    """Embedded model, hub name, or folder whose last part is a known name."""
+    method: str = "ece-rs"
+    """Settings of the editor by name."""
+    dataset: str = "counterfact"
+    """Schema of the records."""
+    facts: int = 200
+    """Number of facts to edit, >= 1."""
+    batch: int = 25
+    """Facts written at once, >= 1."""
+    seed: int = 0
+    """Decides which facts and their order, the contexts and the clustering, >= 0."""
+    data: str | None = None
+    """JSON file of records; without it those of the embedded world."""
+    skip_bad: bool = False
+    """Leave unusable records of the file out, with a warning."""
+    device: str | None = None
+    """Where the model goes, as torch names it, or "auto"; without it the CPU."""
+    dtype: str | None = None
+    """Number format of the weights; without it float32."""
+    stats: str | None = None
+    """File of second moments: read if it is there, otherwise written."""
+    stats_text: str | None = None
+    """Plain text for the second moments, one document a line; needed beyond embedded models."""
+    stats_tokens: int = 200_000
+    """Tokens that the second moments are taken over, at most, >= 1."""
+    config: dict = field(default_factory=dict)
+    """Fields of `Config` that differ from preset and method."""
+
+    def __post_init__(self):
+        for name, known in (("method", METHODS), ("dataset", MEASURE), ("dtype", DTYPES)):
+            value = getattr(self, name)
+            if value not in known and (name, value) != ("dtype", None):
+                raise ConfigError(f"setting '{name}' is {value!r}; known: {', '.join(known)}")
+        for name, least in (("facts", 1), ("batch", 1), ("seed", 0), ("stats_tokens", 1)):
+            if getattr(self, name) < least:
+                text = f"setting '{name}' is {getattr(self, name)}; it takes a number >= {least}"
+                raise ConfigError(text)
+
+    def configure(self) -> Config:
+        """The method's numbers: preset of the model, method, own settings, seed."""
+        return configure(self.model, self.method, **{"seed": self.seed, **self.config})
+
+    def command(self) -> str:
+        """The command line that runs these settings."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "config"}
+        values = {name: v for name, v in values.items() if v is not None and v is not False}
+        return shlex.join(["python", "-m", "ece.experiment", *words(values | self.config)])
+
+
+def run(settings: Settings, loaded=None, progress: Callable | None = None) -> dict:
+    """Run `settings` and return the result: rates in percent, times in seconds, provenance.
+
+    loaded: (model, tokenizer) to use in place of loading `settings.model`; the model is edited
+    and stays so. progress: as in `ece.edit.edit_sequence`. "pre" is before any edit, "at_write"
+    each batch right after it was written, "after" all facts after the last batch.
+    """
+    config = settings.configure()
+    facts = load_facts(
+        settings.dataset, settings.facts, settings.seed, settings.data, settings.skip_bad
+    )
+    model, tokenizer = loaded or load(settings.model, settings.device, _dtype(settings))
+    clock = Counter()
+    with _timed(clock, "statistics"):
+        stats = _statistics(model, tokenizer, settings, config)
+    origin = provenance(settings.command(), config, model, stats)
+    pre = _score(model, tokenizer, facts, clock)
+    written, reports = _edit(model, tokenizer, facts, stats, settings, clock, progress)
+    after = _score(model, tokenizer, facts, clock)
+    measure = MEASURE[settings.dataset]
+    return {
+        **{name: getattr(settings, name) for name in NAMES},
+        "pre": _rounded(pre.summary(measure)),
+        "at_write": _rounded(join(written).summary(measure)),
+        "after": _rounded(after.summary(measure)),
+        "batches": _batches(written, after, measure),
+        "edit": _edit_record(reports),
+        "seconds": {name: round(clock[name], 3) for name in SECONDS},
+        "provenance": origin,
+    }
+
+
+def _edit(model, tokenizer, facts, stats, settings, clock, progress):
+    """Write all batches; -> their scores at write, their reports. Times go to `clock`.
+
+    Values made ahead of the sequence appear in no report, so the time until the last of them
+    counts, with the drawing of the contexts.
+    """
+    written, began = [], time.perf_counter()
+
+    def watch(stage: str, done: int, total: int) -> None:
+        if stage == "values":
+            clock["values"] = time.perf_counter() - began
+        if progress is not None:
+            progress(stage, done, total)
+
+    def on_batch(state, report: Report, batch: list[Fact]) -> None:
+        written.append(_score(model, tokenizer, batch, clock))
+        clock.update(report.seconds)
+
+    _, reports = edit_sequence(
+        model, tokenizer, facts, stats, settings.configure(), settings.batch, on_batch,
+        progress=watch,
+    )  # fmt: skip
+    return written, reports
+
+
+def _score(model, tokenizer, facts: list[Fact], clock: Counter) -> Scores:
+    with _timed(clock, "evaluate"):
+        return evaluate(model, tokenizer, facts)
+
+
+@contextmanager
+def _timed(clock: Counter, name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    clock[name] += time.perf_counter() - began
+
+
+def _dtype(settings: Settings) -> torch.dtype | None:
+    return settings.dtype and getattr(torch, settings.dtype)
+
+
+def _statistics(model, tokenizer, settings: Settings, config: Config) -> statistics.Stats:
+    """Second moments: from the file of statistics, the file of text, or the embedded corpus."""
+    if settings.stats is not None and Path(settings.stats).exists():
+        return statistics.load(settings.stats, model)
+    if settings.stats_text is not None:
+        texts = Path(settings.stats_text).read_text(encoding="utf-8").splitlines()
+    elif (folder := CHECKPOINTS / settings.model).is_dir() and folder.parent == CHECKPOINTS:
+        texts = atlas.corpus(1 + settings.stats_tokens // DOCUMENT)
+    else:
+        raise ConfigError(
+            f"setting 'stats_text' is missing: {settings.model} is no embedded model, so name a "
+            "file of plain text for the second moments, or 'stats' with a file of them"
+        )
+    some = _first(texts, tokenizer, settings.stats_tokens)
+    stats = statistics.second_moment(model, tokenizer, some, config.layers)
+    if settings.stats is not None:
+        statistics.save(stats, settings.stats)
+    return stats
+
+
+def _first(texts: list[str], tokenizer, tokens: int) -> Iterator[str]:
+    """Texts that are not blank, until `tokens` tokens are reached."""
+    for text in filter(str.strip, texts):
+        if tokens <= 0:
+            return
+        tokens -= len(encode(tokenizer, text))
+        yield text
+
+
+def _batches(written: list[Scores], after: Scores, measure: str) -> list[dict]:
+    """Each batch's rates at write and after the last batch: what is forgotten, and when."""
+    ends = np.cumsum([len(scores) for scores in written])
+    parts = [after.part(end - len(scores), end) for end, scores in zip(ends, written, strict=True)]
+    return [
+        {
+            "edited": int(end),
+            "at_write": _rounded(scores.summary(measure), (*KINDS, "score")),
+            "after": _rounded(part.summary(measure), (*KINDS, "score")),
+        }
+        for end, scores, part in zip(ends, written, parts, strict=True)
+    ]
+
+
+def _edit_record(reports: list[Report]) -> dict:
+    """Means over batches of what the editor did, and the number of facts that held before."""
+    layers = sorted({layer for report in reports for layer in report.neurons})
+    return {
+        "neurons": {str(at): np.mean([r.neurons[at] for r in reports]).item() for at in layers},
+        "clusters": np.mean([len(report.anchors) for report in reports]).item(),
+        "steps": np.mean([step for report in reports for step in report.steps]).item(),
+        "shared_steps": sum(sum(report.shared_steps) for report in reports),
+        "held_before": sum(sum(report.held) for report in reports),
+    }
+
+
+def _rounded(rates: dict, names=None) -> dict:
+    """Rates to four decimals of a percent."""
+    chosen = {name: rates[name] for name in names or rates}
+    return {name: None if rate is None else round(rate, 4) for name, rate in chosen.items()}

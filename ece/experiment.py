@@ -1,0 +1,85 @@
+"""The command line of one cell of the grid.
+
+    python -m ece.experiment --model atlas-gpt2 --method ece-rs --facts 200 --batch 25 --json
+
+prints one line of JSON on stdout and everything else on stderr. Every number of the method is a
+flag of its own, made from the fields of `ece.config.Config`.
+"""
+
+import argparse
+import json
+import re
+import sys
+from dataclasses import fields
+from functools import partial
+
+from tqdm import tqdm
+
+from ece.cell import DTYPES, Settings, run
+from ece.config import CHOICES, METHODS, Config
+from ece.data import MEASURE
+from ece.errors import EditError
+from ece.flags import add_flags
+from ece.metrics import KINDS
+from ece.results import TIMES, read_result, write_result
+
+__all__ = ["Settings", "main", "read_result", "run"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code, 2 for arguments that cannot be used."""
+    parser = _parser()
+    given = vars(parser.parse_args(argv))
+    as_json, out, show = given.pop("json"), given.pop("out"), given.pop("progress")
+    names = {field.name for field in fields(Settings)}
+    try:
+        chosen = {name: given.pop(name) for name in names & given.keys()}
+        settings = Settings(**chosen, config=given)
+        settings.configure()
+        with tqdm(disable=not (show or sys.stderr.isatty()), file=sys.stderr) as bar:
+            result = run(settings, progress=partial(_advance, bar))
+        if out is not None:
+            write_result(result, out)
+    except (EditError, OSError) as error:
+        parser.error(_named_flag(str(error)))
+    sys.stdout.write(json.dumps(result, allow_nan=False) + "\n" if as_json else _table(result))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m ece.experiment", description=__doc__)
+    known = {"method": METHODS, "dataset": MEASURE, "dtype": DTYPES}
+    add_flags(parser, Settings, known, skip=("config",))
+    numbers = parser.add_argument_group("numbers of the method (default: preset of the model)")
+    add_flags(numbers, Config, CHOICES, skip=("seed",), aliases={"lam": "lambda"})
+    parser.add_argument("--json", action="store_true", help="one line of JSON on stdout")
+    parser.add_argument("--out", metavar="FILE", help="also write the JSON, indented, to FILE")
+    parser.add_argument("--progress", action="store_true", help="progress bar without a terminal")
+    return parser
+
+
+def _named_flag(message: str) -> str:
+    """`message` with the flag in front where it speaks of a setting."""
+    found = re.search(r"(?:field|setting) '(\w+)'", message)
+    return f"argument --{found[1].replace('_', '-')}: {message}" if found else message
+
+
+def _advance(bar: tqdm, stage: str, done: int, total: int) -> None:
+    bar.set_description(stage)
+    bar.total, bar.n = total, done
+    bar.refresh()
+
+
+def _table(result: dict) -> str:
+    names = (*KINDS, "score")
+    head = "{model}, {method}, {dataset}: {facts} facts, {batch} a batch, seed {seed}"
+    lines = [head.format(**result), " " * 9 + "".join(f"{name:>16}" for name in names)]
+    for row in TIMES:
+        cells = ["-" if result[row][n] is None else f"{result[row][n]:.1f}" for n in names]
+        lines.append(f"{row:9}" + "".join(f"{cell:>16}" for cell in cells))
+    times = (f"{name} {seconds:.1f} s" for name, seconds in result["seconds"].items())
+    return "\n".join([*lines, ", ".join(times)]) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
