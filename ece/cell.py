@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ece import atlas
@@ -19,10 +18,10 @@ from ece.edit import edit_sequence
 from ece.errors import ConfigError
 from ece.facts import Fact, encode
 from ece.flags import words
-from ece.metrics import KINDS, Scores, evaluate, join
+from ece.metrics import Scores, evaluate, join
 from ece.model import CHECKPOINTS, load
 from ece.report import Report
-from ece.results import NAMES, provenance
+from ece.results import NAMES, batch_record, edit_record, provenance, rounded
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 SECONDS = ("values", "keys", "solve", "evaluate", "statistics")
@@ -106,11 +105,11 @@ def run(settings: Settings, loaded=None, progress: Callable | None = None) -> di
     measure = MEASURE[settings.dataset]
     return {
         **{name: getattr(settings, name) for name in NAMES},
-        "pre": _rounded(pre.summary(measure)),
-        "at_write": _rounded(join(written).summary(measure)),
-        "after": _rounded(after.summary(measure)),
-        "batches": _batches(written, after, measure),
-        "edit": _edit_record(reports),
+        "pre": rounded(pre.summary(measure)),
+        "at_write": rounded(join(written).summary(measure)),
+        "after": rounded(after.summary(measure)),
+        "batches": batch_record(written, after, measure),
+        "edit": edit_record(reports),
         "seconds": {name: round(clock[name], 3) for name in SECONDS},
         "provenance": origin,
     }
@@ -184,35 +183,3 @@ def _first(texts: list[str], tokenizer, tokens: int) -> Iterator[str]:
             return
         tokens -= len(encode(tokenizer, text))
         yield text
-
-
-def _batches(written: list[Scores], after: Scores, measure: str) -> list[dict]:
-    """Each batch's rates at write and after the last batch: what is forgotten, and when."""
-    ends = np.cumsum([len(scores) for scores in written])
-    parts = [after.part(end - len(scores), end) for end, scores in zip(ends, written, strict=True)]
-    return [
-        {
-            "edited": int(end),
-            "at_write": _rounded(scores.summary(measure), (*KINDS, "score")),
-            "after": _rounded(part.summary(measure), (*KINDS, "score")),
-        }
-        for end, scores, part in zip(ends, written, parts, strict=True)
-    ]
-
-
-def _edit_record(reports: list[Report]) -> dict:
-    """Means over batches of what the editor did, and the number of facts that held before."""
-    layers = sorted({layer for report in reports for layer in report.neurons})
-    return {
-        "neurons": {str(at): np.mean([r.neurons[at] for r in reports]).item() for at in layers},
-        "clusters": np.mean([len(report.anchors) for report in reports]).item(),
-        "steps": np.mean([step for report in reports for step in report.steps]).item(),
-        "shared_steps": sum(sum(report.shared_steps) for report in reports),
-        "held_before": sum(sum(report.held) for report in reports),
-    }
-
-
-def _rounded(rates: dict, names=None) -> dict:
-    """Rates to four decimals of a percent."""
-    chosen = {name: rates[name] for name in names or rates}
-    return {name: None if rate is None else round(rate, 4) for name, rate in chosen.items()}

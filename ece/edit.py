@@ -1,9 +1,9 @@
 """Editing: one batch, or a sequence of them. Single editing is a batch of one."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable
 
 import torch
 from torch import Tensor, nn

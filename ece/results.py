@@ -8,12 +8,14 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ece.config import Config
 from ece.errors import EditError
-from ece.metrics import KINDS
+from ece.metrics import KINDS, Scores
 from ece.model import fingerprint
+from ece.report import Report
 from ece.stats import Stats
 
 TIMES = ("pre", "at_write", "after")
@@ -24,6 +26,36 @@ NAMES = ("model", "method", "dataset", "facts", "batch", "seed")
 
 class ResultError(EditError):
     """A result file that is not there, is damaged, or is of another run than the one wanted."""
+
+
+def batch_record(written: list[Scores], after: Scores, measure: str) -> list[dict]:
+    """Each batch's rates at write and after the last batch: what is forgotten, and when."""
+    record, first = [], 0
+    for scores in written:
+        end = first + len(scores)
+        rates = {"at_write": scores, "after": after.part(first, end)}
+        shown = {n: rounded(r.summary(measure), (*KINDS, "score")) for n, r in rates.items()}
+        record.append({"edited": end, **shown})
+        first = end
+    return record
+
+
+def edit_record(reports: list[Report]) -> dict:
+    """Means over batches of what the editor did, and the number of facts that held before."""
+    layers = sorted({layer for report in reports for layer in report.neurons})
+    return {
+        "neurons": {str(at): np.mean([r.neurons[at] for r in reports]).item() for at in layers},
+        "clusters": np.mean([len(report.anchors) for report in reports]).item(),
+        "steps": np.mean([step for report in reports for step in report.steps]).item(),
+        "shared_steps": sum(sum(report.shared_steps) for report in reports),
+        "held_before": sum(sum(report.held) for report in reports),
+    }
+
+
+def rounded(rates: dict, names=None) -> dict:
+    """Rates to four decimals of a percent."""
+    chosen = {name: rates[name] for name in names or rates}
+    return {name: None if rate is None else round(rate, 4) for name, rate in chosen.items()}
 
 
 def provenance(command: str, config: Config, model, stats: Stats) -> dict:
