@@ -1,4 +1,4 @@
-"""Properties of the loaders: fields go where the schema says, order follows the seed, bad is named."""
+"""The loaders: fields go where the schema says, order follows the seed, what is bad is named."""
 
 import copy
 import json

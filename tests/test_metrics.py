@@ -1,4 +1,4 @@
-"""Properties of the metrics: the batched reading equals one prompt at a time; rates mean what they say."""
+"""The metrics: the batched reading equals one prompt at a time, and rates mean what they say."""
 
 import numpy as np
 import pytest
@@ -138,7 +138,9 @@ def test_a_tie_fails_both_ways(model, tokenizer):
 
 
 def test_a_fact_without_rival_has_top1_only(model, tokenizer):
-    scores = evaluate(model, tokenizer, [Fact("{} is", "Ilo", "baker", neighbours=("Tor Asken is",))])
+    scores = evaluate(
+        model, tokenizer, [Fact("{} is", "Ilo", "baker", neighbours=("Tor Asken is",))]
+    )
     assert np.isnan(scores.efficacy[0]) and not np.isnan(scores.efficacy_top1[0])
     summary = scores.summary()
     assert summary["efficacy"] is None and summary["score"] is None

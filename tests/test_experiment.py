@@ -1,0 +1,267 @@
+"""The experiment: one line of JSON, equal runs give equal results, errors name the flag."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import CITIES, SUBJECTS, TEXTS, build
+from ece.cell import Settings, run
+from ece.config import METHODS, Config, configure
+from ece.data import load_facts
+from ece.errors import ConfigError
+from ece.experiment import main
+from ece.flags import field_docs
+from ece.metrics import KINDS, evaluate, harmonic
+from ece.results import ResultError, commit, read_result, write_result
+
+FAST = {"layers": (0, 1), "lam": 20.0, "steps": 3, "own_steps": 1, "clusters": 2, "contexts": 1}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Records about the people that the test tokenizer knows, and text about them."""
+    records = [
+        {
+            "case_id": i,
+            "requested_rewrite": {
+                "prompt": "{} lives in",
+                "relation_id": "P1",
+                "target_new": {"str": CITIES[i]},
+                "target_true": {"str": CITIES[i - 1]},
+                "subject": subject,
+            },
+            "paraphrase_prompts": [f"The home of {subject} is"],
+            "neighborhood_prompts": [f"{SUBJECTS[i - 1]} lives in"],
+            "generation_prompts": [],
+        }
+        for i, subject in enumerate(SUBJECTS)
+    ]
+    data, text = tmp_path / "records.json", tmp_path / "text.txt"
+    data.write_text(json.dumps(records))
+    text.write_text("\n".join(["", *TEXTS[:40]]))
+    return {"data": str(data), "stats_text": str(text)}
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizers):
+    """A tiny GPT-2 on disk under the name of a known model."""
+    path = tmp_path / "atlas-gpt2"
+    build("gpt2").save_pretrained(path)
+    tokenizers["gpt2"].save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def settings(files):
+    return Settings(facts=5, batch=2, config=FAST, **files)
+
+
+def without_seconds(result):
+    return {name: value for name, value in result.items() if name != "seconds"}
+
+
+def test_a_run_measures_before_at_write_and_after(family, tokenizer, settings):
+    model = build(family)
+    result = run(settings, (model, tokenizer))
+    facts = load_facts("counterfact", 5, 0, settings.data)
+    pre = evaluate(build(family), tokenizer, facts).summary()
+    after = evaluate(model, tokenizer, facts).summary()
+    for name in (*KINDS, "score"):
+        assert result["pre"][name] == pytest.approx(pre[name], abs=1e-4)
+        assert result["after"][name] == pytest.approx(after[name], abs=1e-4)
+    assert [batch["edited"] for batch in result["batches"]] == [2, 4, 5]
+    rates = [batch["at_write"]["efficacy"] for batch in result["batches"]]
+    mean = (2 * rates[0] + 2 * rates[1] + rates[2]) / 5
+    assert result["at_write"]["efficacy"] == pytest.approx(mean, abs=1e-3)
+    assert result["after"]["score"] == pytest.approx(
+        harmonic([result["after"][kind] for kind in KINDS]), abs=1e-3
+    )
+
+
+def test_the_last_batch_is_the_same_at_write_and_after(model, tokenizer, settings):
+    last = run(settings, (model, tokenizer))["batches"][-1]
+    assert last["at_write"] == last["after"]
+
+
+def test_equal_settings_give_equal_results_and_another_seed_another_order(tokenizers, settings):
+    def once(seed):
+        chosen = Settings(**{**vars(settings), "seed": seed})
+        return run(chosen, (build("gpt2"), tokenizers["gpt2"]))
+
+    first = without_seconds(once(0))
+    assert first == without_seconds(once(0))
+    assert first != without_seconds(once(1))
+
+
+def test_the_weights_change_within_the_edit_layers_only(model, tokenizer, settings, family):
+    run(settings, (model, tokenizer))
+    before = build(family).state_dict()
+    changed = {n for n, w in model.state_dict().items() if not torch.equal(w, before[n])}
+    assert len(changed) == len(FAST["layers"])
+
+
+def words_of(settings, folder):
+    """The command line of a run with the model in `folder`."""
+    return Settings(**{**vars(settings), "model": folder}).command().split()[3:]
+
+
+def test_the_command_line_prints_one_line_of_json_and_writes_the_same(
+    settings, folder, tmp_path, capsys
+):
+    path = tmp_path / "results" / "cell.json"
+    assert main([*words_of(settings, folder), "--json", "--out", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    result = json.loads(out)
+    assert read_result(path, method="ece-rs", seed=0) == result
+    assert set(result["seconds"]) >= {"values", "keys", "solve", "evaluate"}
+    assert min(result["seconds"].values()) > 0
+    origin = result["provenance"]
+    config = configure(folder, "ece-rs", **FAST)
+    assert origin["settings"] == json.loads(json.dumps(vars(config)))
+    assert origin["dtype"] == "float32" and origin["threads"] == torch.get_num_threads()
+
+
+def test_the_command_in_the_result_runs_the_same(settings, folder, capsys):
+    main([*words_of(settings, folder), "--json"])
+    first = json.loads(capsys.readouterr().out)
+    main([*first["provenance"]["command"].split()[3:], "--json"])
+    assert without_seconds(json.loads(capsys.readouterr().out)) == without_seconds(first)
+
+
+def test_without_json_a_table_names_rows_and_columns(settings, folder, capsys):
+    main(words_of(settings, folder))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == [*KINDS, "score"]
+    assert [line.split()[0] for line in lines[2:5]] == ["pre", "at_write", "after"]
+    assert "solve" in lines[5]
+
+
+def test_the_file_of_statistics_is_written_once_and_then_read(settings, folder, tmp_path, capsys):
+    path = tmp_path / "moments.safetensors"
+    words = [*words_of(settings, folder), "--json", "--stats", str(path)]
+    main(words)
+    first = json.loads(capsys.readouterr().out)
+    written = path.stat().st_mtime_ns
+    Path(settings.stats_text).unlink()
+    main(words)
+    assert json.loads(capsys.readouterr().out)["after"] == first["after"]
+    assert path.stat().st_mtime_ns == written
+
+
+def test_statistics_stop_at_the_tokens_allowed(tokenizers, settings):
+    few = Settings(**{**vars(settings), "stats_tokens": 100})
+    result = run(few, (build("gpt2"), tokenizers["gpt2"]))
+    longest = max(len(tokenizers["gpt2"](text)["input_ids"]) for text in TEXTS)
+    assert 100 <= result["provenance"]["statistics_tokens"] < 100 + longest
+
+
+WRONG = [
+    (["--method", "ecce"], "--method", "ece-rs"),
+    (["--dataset", "wiki"], "--dataset", "counterfact"),
+    (["--model", "gpt-17"], "unknown model 'gpt-17'", "atlas-gpt2"),
+    (["--facts", "many"], "--facts", "int"),
+    (["--facts", "0"], "--facts", ">= 1"),
+    (["--p", "1.5"], "--p", "(0, 1]"),
+    (["--own-steps", "30"], "--own-steps", "at most"),
+    (["--layers", "2,1"], "--layers", "increasing"),
+    (["--layers", "a"], "--layers", "list of numbers"),
+    (["--scorer", "best"], "--scorer", "residual"),
+    (["--data", "absent.json"], "absent.json", "No such file"),
+    (["--frobnicate"], "--frobnicate", ""),
+]
+
+
+@pytest.mark.parametrize(("words", "named", "also"), WRONG)
+def test_bad_arguments_exit_with_2_and_name_the_flag(words, named, also, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "Traceback" not in err
+    last = err.strip().splitlines()[-1]
+    assert named in last and also in last
+
+
+def test_a_model_without_text_for_its_statistics_asks_for_it(settings, folder, capsys):
+    without = Settings(**{**vars(settings), "stats_text": None})
+    with pytest.raises(SystemExit):
+        main(words_of(without, folder))
+    assert "argument --stats-text" in capsys.readouterr().err
+
+
+def test_every_number_of_the_method_is_a_flag_with_its_help(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for name in field_docs(Config):
+        assert "--" + name.replace("_", "-") in text
+    assert set(field_docs(Config)) == set(vars(configure("atlas-gpt2", "ece-rs")))
+    assert "--lambda" in text and "--no-history" in text
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs(method, tokenizers, settings):
+    own = {n: value for n, value in FAST.items() if n not in METHODS[method]} | {"steps": 6}
+    chosen = Settings(**{**vars(settings), "method": method, "facts": 2, "config": own})
+    result = run(chosen, (build("llama"), tokenizers["llama"]))
+    for name, value in METHODS[method].items():
+        assert result["provenance"]["settings"][name] == value
+
+
+def test_settings_reject_what_no_run_can_use():
+    with pytest.raises(ConfigError, match="'method' is 'x'; known: ece-as"):
+        Settings(method="x")
+    with pytest.raises(ConfigError, match="'batch' is 0"):
+        Settings(batch=0)
+
+
+def test_a_result_file_is_checked(tokenizers, settings, tmp_path):
+    result = run(settings, (build("gpt2"), tokenizers["gpt2"]))
+    path = tmp_path / "cell.json"
+    write_result(result, path)
+    assert read_result(path) == result
+    with pytest.raises(ResultError, match="cell.json, field 'seed': is 0, wanted is 1"):
+        read_result(path, seed=1)
+    write_result({**result, "after": {**result["after"], "score": 101}}, path)
+    with pytest.raises(ResultError, match="field 'after.score': 101 is no rate"):
+        read_result(path)
+    write_result({k: v for k, v in result.items() if k != "provenance"}, path)
+    with pytest.raises(ResultError, match="'provenance': is missing"):
+        read_result(path)
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(ResultError, match="is not JSON"):
+        read_result(path)
+    with pytest.raises(ResultError, match="No such file"):
+        read_result(tmp_path / "absent.json")
+
+
+def git(folder, *words):
+    names = ["-c", "user.name=t", "-c", "user.email=t@t"]
+    subprocess.run(["git", "-C", str(folder), *names, *words], check=True, capture_output=True)
+
+
+def test_the_commit_says_whether_the_code_is_changed(tmp_path):
+    assert commit(tmp_path) == "unknown"
+    git(tmp_path, "init", "-q")
+    code = tmp_path / "ece"
+    code.mkdir()
+    (code / "a.py").write_text("1\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    assert len(commit(code)) == 40
+    (tmp_path / "result.json").write_text("{}")
+    assert len(commit(code)) == 40, "a new result is no change of the code"
+    (code / "a.py").write_text("2\n")
+    assert commit(code).endswith("-dirty")
+
+
+def test_the_module_runs_as_a_program():
+    command = [sys.executable, "-m", "ece.experiment", "--method", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 2 and "ece-rs" in done.stderr and done.stdout == ""
