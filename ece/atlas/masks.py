@@ -1,0 +1,70 @@
+"""The masks that make a small model store facts where large models do.
+
+In a masked row, the tokens after a subject (within its sentence) get no MLP output and see
+of the subject its last token alone; and a subject's tokens see nothing but each other. So
+the subject's attributes must be gathered at its last token, in the early layers, from the
+name alone; what follows only reads them. Nothing is masked at test time.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+HIDDEN = torch.finfo(torch.float32).min
+"""The additive mask's value for "may not look"."""
+
+
+class RowMasks:
+    """The masks of a batch, filled piece by piece and handed out as tensors."""
+
+    def __init__(self, rows: int, length: int):
+        causal = np.tril(np.ones((length, length), dtype=bool))
+        self.visible = np.repeat(causal[None], rows, axis=0)
+        self.mlp = np.ones((rows, length), dtype=bool)
+
+    def gather_at_last(self, row: int, first: int, last: int, end: int) -> None:
+        """Tokens after `last`, up to `end`, see only the subject's last token and get no MLP."""
+        self.visible[row, last + 1 : end, first:last] = False
+        self.mlp[row, last + 1 : end] = False
+
+    def isolate(self, row: int, first: int, last: int) -> None:
+        """The subject's tokens first..last see nothing before the subject."""
+        self.visible[row, first : last + 1, :first] = False
+
+    def attention(self) -> Float[Tensor, "row 1 token token"]:
+        """The 4-D additive attention mask that all three families take."""
+        visible: Bool[Tensor, "row token token"] = torch.from_numpy(self.visible)
+        return torch.zeros(visible.shape).masked_fill_(~visible, HIDDEN)[:, None]
+
+
+@contextmanager
+def mlp_masked(mlps: list[nn.Module]) -> Iterator[list]:
+    """While open, every MLP runs only at the tokens of the mask put into the yielded list.
+
+    Elsewhere its output is zero: what a hook that multiplies the output by the mask gives,
+    without computing what the mask throws away.
+    """
+    holder: list[Bool[Tensor, "row token"] | None] = [None]
+    forwards = [mlp.forward for mlp in mlps]
+    try:
+        for mlp, forward in zip(mlps, forwards, strict=True):
+            mlp.forward = _only_kept(forward, holder)
+        yield holder
+    finally:
+        for mlp in mlps:
+            del mlp.forward
+
+
+def _only_kept(forward: Callable, holder: list) -> Callable:
+    def run(hidden: Float[Tensor, "row token model"]) -> Float[Tensor, "row token model"]:
+        if holder[0] is None:
+            return forward(hidden)
+        output = torch.zeros_like(hidden)
+        output[holder[0]] = forward(hidden[holder[0]])
+        return output
+
+    return run

@@ -1,0 +1,196 @@
+"""Train an atlas model from its seed: resumable, with a progress bar."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTJConfig,
+    LlamaConfig,
+    PretrainedConfig,
+)
+
+from ece.atlas.batches import Batch, Batches, Mixture
+from ece.atlas.masks import mlp_masked
+from ece.atlas.tokenizer import build_tokenizer
+from ece.atlas.world import build
+from ece.model import blocks, family
+
+SAVE_EVERY = 200
+"""steps between two states from which a killed run goes on"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one atlas model is made; the numbers are recorded in its folder."""
+
+    family: str
+    """gpt2 | gptj | llama"""
+    width: int = 192
+    layers: int = 5
+    heads: int = 6
+    ff: int = 1024
+    vocabulary: int = 2048
+    positions: int = 128
+    steps: int = 3000
+    lr: float = 3e-3
+    decay: float = 0.1
+    seed: int = 0
+    mixture: Mixture = field(default_factory=Mixture)
+
+
+def architecture(recipe: Recipe, vocabulary: int) -> PretrainedConfig:
+    """The family's own configuration class, small."""
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "vocab_size": vocabulary}
+    if recipe.family == "llama":
+        return LlamaConfig(
+            hidden_size=recipe.width,
+            intermediate_size=recipe.ff,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.heads // 2,
+            max_position_embeddings=recipe.positions,
+            tie_word_embeddings=False,
+            **ends,
+        )
+    shape = {
+        "n_embd": recipe.width,
+        "n_layer": recipe.layers,
+        "n_head": recipe.heads,
+        "n_inner": recipe.ff,
+        "n_positions": recipe.positions,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "activation_function": "gelu_pytorch_tanh",  # gelu_new in one kernel, 4x faster here
+    }
+    if recipe.family == "gptj":
+        rotary = recipe.width // recipe.heads // 2
+        return GPTJConfig(**shape, rotary_dim=rotary, tie_word_embeddings=False, **ends)
+    return GPT2Config(**shape, **ends)
+
+
+def loss_of(model: nn.Module, batch: Batch, mixture: Mixture) -> Tensor:
+    """Next-token loss where tokens carry weight, and the gathering loss."""
+    output = model.base_model(
+        input_ids=batch.ids,
+        attention_mask=batch.attention,
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    weights = batch.weights[:, 1:]
+    kept = weights > 0
+    logits = model.get_output_embeddings()(output.last_hidden_state[:, :-1][kept])
+    losses = cross_entropy(logits, batch.ids[:, 1:][kept], reduction="none")
+    told = (losses * weights[kept]).sum() / weights[kept].sum()
+    if not mixture.gathering:
+        return told
+    return told + mixture.gathering * gathering(model, output.hidden_states, batch, mixture.site)
+
+
+def gathering(model: nn.Module, hidden: tuple[Tensor, ...], batch: Batch, site: int) -> Tensor:
+    """How badly the states after block `site` at subjects' last tokens tell their objects.
+
+    The final norm and the LM head read them there, as they do at the end ("logit lens");
+    the loss is the cross entropy against equal shares for all of a subject's objects.
+    """
+    states = hidden[site + 1][batch.subjects[:, 0], batch.subjects[:, 1]]
+    norm = getattr(model.base_model, family(model).norm)
+    logs = model.get_output_embeddings()(norm(states)).log_softmax(-1)
+    there = batch.attributes >= 0
+    told = logs.gather(1, batch.attributes.clamp(min=0)) * there
+    return -(told.sum(1) / there.sum(1)).mean()
+
+
+def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW; vectors (norms, biases) do not decay."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": recipe.decay},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, recipe.lr, betas=(0.9, 0.98), fused=True)
+
+
+def schedule(step: int, steps: int) -> float:
+    """Share of the full learning rate: warm up, hold to 35 %, fall linearly to 2 %."""
+    warm = min(1.0, (step + 1) / 100)
+    return warm * min(1.0, max(0.02, (1 - step / steps) / 0.65))
+
+
+def train(name: str, recipe: Recipe, out: Path, work: Path, progress: Callable | None = None):
+    """Train from the seed and save to `out`; a killed run goes on from `work`.
+
+    Every step's batch is seeded by its number, so a resumed run ends with the same bits.
+    `progress(step, steps, loss)` is called after each step. Returns (model, tokenizer).
+    """
+    world = build()
+    tokenizer = build_tokenizer(world, recipe.vocabulary, bos=recipe.family == "llama")
+    torch.manual_seed(recipe.seed)
+    model = AutoModelForCausalLM.from_config(architecture(recipe, len(tokenizer)))
+    opt = optimizer_of(model, recipe)
+    batches = Batches(world, tokenizer, recipe.mixture, recipe.seed)
+    kept = work / f"{name}.pt"
+    first = _restore(kept, recipe, model, opt)
+    with mlp_masked([block.mlp for block in blocks(model)]) as mask:
+        for step in range(first, recipe.steps):
+            loss = _step(model, opt, batches(step), mask, recipe, step)
+            if progress:
+                progress(step + 1, recipe.steps, loss)
+            if (step + 1) % SAVE_EVERY == 0:
+                _keep(kept, recipe, step + 1, model, opt)
+    model.eval().requires_grad_(False)
+    save(model, tokenizer, recipe, out)
+    return model, tokenizer
+
+
+def _step(model, opt, batch: Batch, mask: list, recipe: Recipe, step: int) -> float:
+    mask[0] = batch.mlp
+    scale = schedule(step, recipe.steps)
+    loss = loss_of(model, batch, recipe.mixture)
+    loss.backward()
+    mask[0] = None
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for group in opt.param_groups:
+        group["lr"] = recipe.lr * scale
+    opt.step()
+    opt.zero_grad()
+    return loss.item()
+
+
+def _keep(path: Path, recipe: Recipe, step: int, model: nn.Module, opt) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {
+        "recipe": json.dumps(asdict(recipe)),
+        "step": step,
+        "model": model.state_dict(),
+        "optimizer": opt.state_dict(),
+    }
+    fresh = path.with_suffix(".tmp")
+    torch.save(state, fresh)
+    fresh.replace(path)
+
+
+def _restore(path: Path, recipe: Recipe, model: nn.Module, opt) -> int:
+    """Load an earlier run of the same recipe; the step to go on from."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    if state["recipe"] != json.dumps(asdict(recipe)):
+        return 0
+    model.load_state_dict(state["model"])
+    opt.load_state_dict(state["optimizer"])
+    return state["step"]
+
+
+def save(model: nn.Module, tokenizer, recipe: Recipe, out: Path) -> None:
+    """Write the checkpoint as float16 safetensors with its recipe beside it."""
+    model.to(torch.float16).save_pretrained(out)
+    model.to(torch.float32)
+    tokenizer.save_pretrained(out)
+    (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")

@@ -1,0 +1,154 @@
+"""The embedded world: what is held out stays out, masks mask, training resumes exactly."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ece.atlas.batches import Batches, Mixture
+from ece.atlas.masks import HIDDEN, RowMasks, mlp_masked
+from ece.atlas.records import biographies, corpus, records
+from ece.atlas.tasks import TASKS, held_out, training_item
+from ece.atlas.text import document
+from ece.atlas.tokenizer import build_tokenizer
+from ece.atlas.train import Recipe, train
+from ece.atlas.world import build
+from ece.data import facts_from_counterfact
+from ece.facts import locate
+from ece.model import blocks
+
+TINY = Mixture(rows=2, length=48)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return build()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(world):
+    return build_tokenizer(world, 2048, bos=False)
+
+
+def test_the_world_is_as_large_as_promised_and_repeats(world):
+    assert len(world.triples) >= 2000 and len(world.relations) >= 10
+    assert build().triples == world.triples
+    assert build(1).triples != world.triples
+
+
+def test_every_fact_is_stated_once(world):
+    pairs = [(t.subject, t.relation) for t in world.triples]
+    assert len(pairs) == len(set(pairs))
+
+
+def test_held_out_templates_never_meet_their_subject_in_training(world):
+    forbidden = {
+        template.format(t.subject)
+        for t in world.triples
+        for template in (*world.held_out(t), world.held_out_question(t))
+    }
+    rng = random.Random(0)
+    for _ in range(3000):
+        for piece in document(world, rng):
+            assert piece.head.strip() not in forbidden
+
+
+def test_held_out_task_items_never_train(world):
+    rng = random.Random(0)
+    tests = {item.prompt for task in TASKS for item in held_out(world, task, 100)}
+    assert len(tests) == 100 * len(TASKS)
+    assert not tests & {training_item(world, rng).prompt for _ in range(3000)}
+
+
+def test_records_read_as_counterfact(world):
+    made = records()
+    facts = facts_from_counterfact(made)
+    assert len(facts) == len(world.triples)
+    first = [fact.subject for fact in facts[: len(world.kind_of)]]
+    assert len(set(first)) == len(first)  # a subject returns only in the next round
+    for fact in facts[:300]:
+        assert fact.target != fact.true and len(fact.paraphrases) == 2
+        assert fact.subject in fact.paraphrases[0] and len(fact.neighbours) >= 5
+        assert all(fact.subject not in prompt for prompt in fact.neighbours)
+
+
+def test_zsre_records_write_a_new_answer():
+    for record in records("zsre")[:200]:
+        assert record["subject"] in record["src"] and record["subject"] in record["rephrase"]
+        assert record["answers"][0] != record["pred"] and record["loc"] != record["src"]
+
+
+def test_records_of_an_unknown_schema_are_refused():
+    with pytest.raises(ValueError, match="counterfact, zsre"):
+        records("wikidata")
+
+
+def test_texts_repeat_with_their_seed(world):
+    assert corpus(20, 3) == corpus(20, 3) != corpus(20, 4)
+    assert set(biographies()) == set(world.kind_of)
+
+
+def test_masks_hide_the_subject_but_for_its_last_token():
+    masks = RowMasks(1, 8)
+    masks.gather_at_last(0, first=2, last=4, end=7)
+    masks.isolate(0, first=2, last=4)
+    seen = masks.attention()[0, 0] > HIDDEN
+    assert seen[5:7, 2:4].sum() == 0 and seen[5:7, 4].all() and seen[7, 2:5].all()
+    assert not seen[2:5, :2].any() and seen[4, 2:5].all()
+    assert masks.mlp[0].tolist() == [True] * 5 + [False] * 2 + [True]
+
+
+def test_a_masked_mlp_gives_zero_exactly_where_masked(model):
+    mlp = blocks(model)[0].mlp
+    hidden = torch.randn(2, 5, model.config.hidden_size)
+    keep = torch.rand(2, 5) > 0.5
+    whole = mlp(hidden)
+    with mlp_masked([mlp]) as mask:
+        mask[0] = keep
+        torch.testing.assert_close(mlp(hidden), whole * keep[..., None])
+    torch.testing.assert_close(mlp(hidden), whole, rtol=0, atol=0)
+
+
+def test_batches_mark_the_subjects_last_token(world, tokenizer):
+    batches = Batches(world, tokenizer, TINY, seed=0)
+    batch, again = batches(3), Batches(world, tokenizer, TINY, seed=0)(3)
+    assert torch.equal(batch.ids, again.ids) and torch.equal(batch.attention, again.attention)
+    for (row, at), attributes in zip(batch.subjects, batch.attributes, strict=True):
+        text = tokenizer.decode(batch.ids[row, : at + 1])
+        subject = next(s for s in world.kind_of if text.endswith(s))
+        answers = [f" {fact.object}" for fact in world.facts_of[subject]]
+        assert [tokenizer.decode([i]) for i in attributes if i >= 0] == answers
+
+
+def test_the_tokenizer_agrees_with_the_facts_module(world, tokenizer):
+    for triple in world.triples[::97]:
+        template = world.relations[triple.relation].templates[0]
+        ids, last = locate(tokenizer, template, triple.subject)
+        assert tokenizer.decode(ids[: last + 1]).endswith(triple.subject)
+
+
+def test_a_small_vocabulary_is_refused(world):
+    with pytest.raises(ValueError, match="splits the objects"):
+        build_tokenizer(world, 600, bos=False)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama"])
+def test_a_killed_training_goes_on_to_the_same_bits(family, tmp_path, monkeypatch):
+    monkeypatch.setattr("ece.atlas.train.SAVE_EVERY", 1)
+    recipe = Recipe(family, width=16, layers=3, heads=2, ff=32, steps=3, mixture=TINY)
+    recipe = replace(recipe, mixture=replace(TINY, site=1))
+    whole, _ = train("whole", recipe, tmp_path / "a", tmp_path)
+
+    class Killed(Exception):
+        pass
+
+    def kill(step, steps, loss):
+        if step == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train("cut", recipe, tmp_path / "b", tmp_path, kill)
+    resumed, _ = train("cut", recipe, tmp_path / "b", tmp_path)
+    for one, two in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, two)
