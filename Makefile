@@ -33,6 +33,10 @@ export ECE_DATA := $(abspath $(DATA))
 endif
 # Several processes share the cores: one thread each is faster than two that wait for each other.
 export OMP_NUM_THREADS ?= 1
+# Tensors of a few MB are asked for and given back at every step: keep the pages (glibc).
+export MALLOC_MMAP_THRESHOLD_ ?= 33554432
+export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
+export MALLOC_TOP_PAD_ ?= 268435456
 
 .PHONY: help env book render refresh test atlas lab serve clean
 

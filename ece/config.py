@@ -97,7 +97,7 @@ def _fail(field: str, value: object, allowed: str):
     raise ConfigError(f"config field '{field}' is {value!r}; it takes {allowed}")
 
 
-_ATLAS = dict(layers=(0, 1, 2), lr=0.5, lam=300.0, clusters=10)
+_ATLAS = dict(layers=(0, 1), lr=5.0, lam=30.0, clusters=10)
 PRESETS: dict[str, dict] = {
     "atlas-gpt2": dict(_ATLAS),
     "atlas-gptj": dict(_ATLAS),

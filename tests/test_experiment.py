@@ -265,3 +265,13 @@ def test_the_module_runs_as_a_program():
     command = [sys.executable, "-m", "ece.experiment", "--method", "none"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 2 and "ece-rs" in done.stderr and done.stdout == ""
+
+
+def test_an_embedded_model_takes_its_statistics_from_its_own_corpus(settings, folder, monkeypatch):
+    parent = Path(folder).parent
+    monkeypatch.setattr("ece.cell.CHECKPOINTS", parent)
+    monkeypatch.setattr("ece.model.CHECKPOINTS", parent)
+    own = Settings(**{**vars(settings), "stats_text": None, "stats_tokens": 300})
+    result = run(own)
+    assert result["model"] == "atlas-gpt2"
+    assert 300 <= result["provenance"]["statistics_tokens"] < 600
