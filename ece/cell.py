@@ -94,7 +94,7 @@ def run(settings: Settings, loaded=None, progress: Callable | None = None) -> di
     facts = load_facts(
         settings.dataset, settings.facts, settings.seed, settings.data, settings.skip_bad
     )
-    model, tokenizer = loaded or load(settings.model, settings.device, _dtype(settings))
+    model, tokenizer = loaded or _load(settings)
     clock = Counter()
     with _timed(clock, "statistics"):
         stats = _statistics(model, tokenizer, settings, config)
@@ -152,8 +152,23 @@ def _timed(clock: Counter, name: str) -> Iterator[None]:
     clock[name] += time.perf_counter() - began
 
 
-def _dtype(settings: Settings) -> torch.dtype | None:
-    return settings.dtype and getattr(torch, settings.dtype)
+def _load(settings: Settings):
+    """(model, tokenizer); a device or a name that does not work is a `ConfigError` naming it."""
+    dtype = settings.dtype and getattr(torch, settings.dtype)
+    try:
+        if settings.device not in (None, "auto"):
+            torch.empty(0, device=settings.device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise ConfigError(f"setting 'device' is {settings.device!r}: {why}") from error
+    try:
+        return load(settings.model, settings.device, dtype)
+    except OSError as error:
+        why = str(error).splitlines()[0]
+        raise ConfigError(
+            f"setting 'model' is {settings.model!r}, which is no folder and cannot be had from "
+            f"the hub ({why}); name an embedded model, a folder, or a hub model within reach"
+        ) from error
 
 
 def _statistics(model, tokenizer, settings: Settings, config: Config) -> statistics.Stats:

@@ -47,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m ece.experiment", description=__doc__)
+    name = "python -m ece.experiment"
+    usage = f"{name} [--model NAME] [--method NAME] [--facts N] [--batch N] ... (see --help)"
+    parser = argparse.ArgumentParser(name, usage=usage, description=__doc__)
     known = {"method": METHODS, "dataset": MEASURE, "dtype": DTYPES}
     add_flags(parser, Settings, known, skip=("config",))
     numbers = parser.add_argument_group("numbers of the method (default: preset of the model)")

@@ -173,6 +173,8 @@ WRONG = [
     (["--scorer", "best"], "--scorer", "residual"),
     (["--data", "absent.json"], "absent.json", "No such file"),
     (["--frobnicate"], "--frobnicate", ""),
+    (["--device", "toaster"], "argument --device", "toaster"),
+    (["--model", "/no/such/folder/gpt2-xl"], "argument --model", "is no folder"),
 ]
 
 
