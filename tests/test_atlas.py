@@ -5,14 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from ece.atlas.batches import Batches, Mixture
 from ece.atlas.masks import HIDDEN, RowMasks, mlp_masked
 from ece.atlas.records import biographies, corpus, records
 from ece.atlas.tasks import TASKS, held_out, training_item
 from ece.atlas.text import document
-from ece.atlas.tokenizer import build_tokenizer
-from ece.atlas.train import Recipe, train
+from ece.atlas.tokenizer import build_tokenizer, check_objects
+from ece.atlas.train import Recipe, architecture, loss_of, train
 from ece.atlas.world import build
 from ece.data import facts_from_counterfact
 from ece.facts import locate
@@ -128,16 +129,28 @@ def test_the_tokenizer_agrees_with_the_facts_module(world, tokenizer):
         assert tokenizer.decode(ids[: last + 1]).endswith(triple.subject)
 
 
-def test_a_small_vocabulary_is_refused(world):
+def test_a_split_object_is_refused(world, tokenizers):
     with pytest.raises(ValueError, match="splits the objects"):
-        build_tokenizer(world, 600, bos=False)
+        check_objects(world, tokenizers["gpt2"])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "llama"])
-def test_a_killed_training_goes_on_to_the_same_bits(family, tmp_path, monkeypatch):
+def test_the_training_loss_reaches_every_family(family, world, tokenizer):
+    """Batches, masks and the gathering loss fit all three; every weight gets a gradient."""
+    mixture = replace(TINY, site=1)
+    recipe = Recipe(family, width=16, layers=3, heads=2, ff=32, mixture=mixture)
+    model = AutoModelForCausalLM.from_config(architecture(recipe, len(tokenizer)))
+    batch = Batches(world, tokenizer, mixture, 0)(0)
+    loss_of(model, batch, mixture).backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None]
+    assert not missing
+
+
+def test_a_killed_training_goes_on_to_the_same_bits(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("ece.atlas.train.SAVE_EVERY", 1)
-    recipe = Recipe(family, width=16, layers=3, heads=2, ff=32, steps=3, mixture=TINY)
-    recipe = replace(recipe, mixture=replace(TINY, site=1))
+    monkeypatch.setattr("ece.atlas.train.build_tokenizer", lambda *a, **k: tokenizer)
+    mixture = replace(TINY, site=1)
+    recipe = Recipe("gptj", width=16, layers=3, heads=2, ff=32, steps=3, mixture=mixture)
     whole, _ = train("whole", recipe, tmp_path / "a", tmp_path)
 
     class Killed(Exception):

@@ -37,7 +37,7 @@ def build_tokenizer(world: World, vocabulary: int, bos: bool) -> PreTrainedToken
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END
     )
-    _check_objects(world, fast)
+    check_objects(world, fast)
     return fast
 
 
@@ -53,7 +53,8 @@ def _texts(world: World) -> list[str]:
     return facts + documents + items
 
 
-def _check_objects(world: World, tokenizer: PreTrainedTokenizerFast) -> None:
+def check_objects(world: World, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise ValueError naming the objects that are more than one token."""
     objects = {o for relation in world.relations.values() for o in relation.objects}
     split = [
         o for o in sorted(objects) if len(tokenizer.encode(f" {o}", add_special_tokens=False)) > 1
