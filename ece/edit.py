@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ece.config import Config
@@ -18,7 +17,15 @@ from ece.report import Report, value_part
 from ece.score import batch_set, scores
 from ece.solve import solve_reported, spread
 from ece.state import (
-    Batch, EditState, added, check_finite, check_layers, check_weights, new_state, restore, undo,
+    Batch,
+    EditState,
+    added,
+    check_finite,
+    check_layers,
+    check_weights,
+    new_state,
+    restore,
+    undo,
 )
 from ece.stats import Stats, check
 from ece.storage import load_state, load_values, open_run, save_batch, save_state, save_values

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ece.config import Config
-from ece.errors import FactError
+from ece.errors import FactError, ModelError
 from ece.model import blocks
 
 STARTS = ("The", "It", "In", "He", "They")  # first words of the random prefixes
@@ -123,6 +123,7 @@ def contexts(model, tokenizer, config: Config) -> tuple[str, ...]:
 
     The prefixes are sampled from the model itself with a generator of their own, seeded by
     `config.seed`, so they repeat exactly and disturb no other random numbers.
+    `ModelError` if the model's logits are not finite.
     """
     draw = torch.Generator().manual_seed(config.seed)
     device = next(model.parameters()).device
@@ -131,6 +132,8 @@ def contexts(model, tokenizer, config: Config) -> tuple[str, ...]:
         ids = encode(tokenizer, STARTS[i % len(STARTS)])
         for _ in range(config.context_tokens - 1):
             logits = model(torch.tensor([ids], device=device), use_cache=False).logits[0, -1]
+            if not torch.isfinite(logits).all():
+                raise ModelError("the model's logits are not finite; look at its weights")
             top = logits.float().cpu().softmax(-1).topk(min(TOP_K, logits.numel()))
             ids = ids + [int(top.indices[torch.multinomial(top.values, 1, generator=draw)])]
         prefixes.append(_plain(decode(tokenizer, ids)))

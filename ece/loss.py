@@ -45,9 +45,8 @@ class Chunk:
         each = self.where.shape[1] + 1
         rows = (keep[:, None] * each + torch.arange(each, device=keep.device)).flatten()
         fields = ("facts", "where", "targets", "share", "end", "usual")
-        return replace(
-            self, upper=self.upper.take(rows), **{name: getattr(self, name)[keep] for name in fields}
-        )
+        kept = {name: getattr(self, name)[keep] for name in fields}
+        return replace(self, upper=self.upper.take(rows), **kept)
 
 
 @dataclass(frozen=True)
@@ -94,15 +93,15 @@ def prepare(
         group = [row for i in members for row in rows[i]]
         targets = [target_ids(tokenizer, facts[i].target) for i in members]
         chunk, keys = _chunk(model, torch.tensor(members), group, targets, layer)
-        with torch.no_grad():
-            picked, usual = log_probs(chunk, torch.zeros_like(chunk.upper.hidden[::each, 0]).float())
-        chunk = replace(chunk, usual=usual)
-        nll, holds = nll_of(chunk, picked), _holds(chunk, picked)
         hidden = chunk.upper.hidden[::each, 0].float()
-        chunks.append(chunk)
+        with torch.no_grad():
+            picked, usual = log_probs(chunk, torch.zeros_like(hidden))
+        nll, holds = nll_of(chunk, picked), _holds(chunk, picked)
+        chunks.append(replace(chunk, usual=usual))
         first.append((hidden, mix(keys.unflatten(0, (-1, each))[:, :-1], config.keys), nll, holds))
     back = torch.cat([chunk.facts for chunk in chunks]).argsort()
-    return Problem(layer, chunks, *(torch.cat(parts)[back] for parts in zip(*first)))
+    columns = zip(*first, strict=True)
+    return Problem(layer, chunks, *(torch.cat(parts)[back] for parts in columns))
 
 
 def _rows(tokenizer, fact: Fact, templates: tuple[str, ...]) -> list[tuple[list[int], int]]:
@@ -154,7 +153,9 @@ def log_probs(
     return head(told).float().log_softmax(-1), head(essence).float().log_softmax(-1)
 
 
-def nll_of(chunk: Chunk, log_p: Float[Tensor, "edit context place vocab"]) -> Float[Tensor, " edit"]:
+def nll_of(
+    chunk: Chunk, log_p: Float[Tensor, "edit context place vocab"]
+) -> Float[Tensor, " edit"]:
     """Mean over contexts of the targets' NLL per token."""
     index = chunk.targets[:, None, :, None].expand(*log_p.shape[:3], 1)
     picked = log_p.gather(3, index)[..., 0]

@@ -64,7 +64,7 @@ class Report:
 
 def value_part(facts: list, values: Values) -> dict:
     """The fields of a report that the values decide."""
-    groups, shared = values.groups, values.shared
+    groups = values.groups
     anchors = [] if groups is None else [facts[i].id for i in groups.medoids.tolist()]
     return dict(
         facts=[fact.id for fact in facts],

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ece.errors import SolveError
 
-JITTERS = (0.0, 1e-12, 1e-10, 1e-8, 1e-6)  # tried in turn, as shares of the mean diagonal
+JITTERS = (0.0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6)  # tried in turn: shares of the mean diagonal
+FLOOR = 5e-11  # the smallest squared pivot taken for real, as a share of the mean diagonal
 
 
 def solve_update(
@@ -54,14 +55,18 @@ def _block(matrix: Tensor, chosen: Tensor, device: torch.device) -> Tensor:
 
 
 def factorise(system: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], float]:
-    """Cholesky factor, with the smallest jitter of `JITTERS` that makes it succeed."""
+    """Cholesky factor, with the smallest jitter of `JITTERS` that makes it succeed.
+
+    A pivot below `FLOOR` counts as a failure: keys carry float32 noise, and a direction in
+    which the old knowledge has no weight at all would be filled with it.
+    """
     if not torch.isfinite(system).all():
         raise SolveError("the system has non-finite entries; check the statistics and the keys")
     scale = system.diagonal().mean()
     for jitter in JITTERS:
         lifted = system + jitter * scale * torch.eye(len(system)).to(system)
         factor, info = torch.linalg.cholesky_ex(lifted)
-        if int(info) == 0:
+        if int(info) == 0 and factor.diagonal().min() ** 2 >= FLOOR * scale:
             return factor, jitter
     raise SolveError(
         f"the system of {len(system)} neurons is not positive definite even with a jitter of "

@@ -30,9 +30,12 @@ class SecondMoment:
         self.count = 0
 
     def update(self, keys: Float[Tensor, "token ff"]) -> None:
-        """Add a block of keys. Products are float32 (or wider), their sums float64."""
-        keys = keys.float() if keys.dtype in (torch.float16, torch.bfloat16) else keys
-        product = (keys.T @ keys).double()
+        """Add a block of keys.
+
+        The products are float64 too: keys often nearly fill a subspace only, and float32
+        rounding would then push small eigenvalues below zero.
+        """
+        product = keys.double().T @ keys.double()
         self.sum_ = product if self.sum_ is None else self.sum_ + product
         self.count += len(keys)
 

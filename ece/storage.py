@@ -7,17 +7,17 @@ once the manifest names it with its checksum, so a kill at any point loses at mo
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import load as parse, save as serialise
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from ece.config import Config
 from ece.errors import StateError
 from ece.facts import Fact
+from ece.files import read_json, read_tensors, write, write_json
 from ece.group import Groups
 from ece.model import fingerprint
 from ece.report import Report
@@ -25,47 +25,6 @@ from ece.state import Batch, EditState, added, check_weights, columns, restore
 from ece.values import Values
 
 MANIFEST, SETTINGS = "state.json", "run.json"
-
-
-def write(path: Path, data: bytes) -> str:
-    """Put `data` at `path` in one step; returns its SHA-256."""
-    aside = path.with_name(path.name + ".tmp")
-    with open(aside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    return hashlib.sha256(data).hexdigest()
-
-
-def write_json(path: Path, record: dict) -> None:
-    """Write a record with a checksum of itself."""
-    text = json.dumps(record, sort_keys=True)
-    total = hashlib.sha256(text.encode()).hexdigest()
-    write(path, json.dumps({"record": record, "checksum": total}, sort_keys=True).encode())
-
-
-def read_json(path: Path) -> dict:
-    """Read `write_json`'s file; `StateError` if it is damaged."""
-    try:
-        whole = json.loads(path.read_text())
-        text = json.dumps(whole["record"], sort_keys=True)
-        good = hashlib.sha256(text.encode()).hexdigest() == whole["checksum"]
-    except (ValueError, KeyError, TypeError):
-        good = False
-    if not good:
-        raise StateError(f"{path.name} is damaged; restore it from a copy or start the run anew")
-    return whole["record"]
-
-
-def read_tensors(path: Path, checksum: str) -> dict[str, Tensor]:
-    """Read a safetensors file; `StateError` if missing or not what was written."""
-    if not path.exists():
-        raise StateError(f"{path.name} is missing; restore it from a copy or start the run anew")
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != checksum:
-        raise StateError(f"{path.name} is damaged; restore it from a copy or start the run anew")
-    return parse(data)
 
 
 def save_state(model: nn.Module, state: EditState, folder: str | Path) -> None:
@@ -76,7 +35,7 @@ def save_state(model: nn.Module, state: EditState, folder: str | Path) -> None:
     check_weights(model, state)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    now = {layer: weight for layer, weight in _weights(model, state).items()}
+    now = _weights(model, state)
     entries = []
     for number in reversed(range(len(state.batches))):
         batch = state.batches[number]
@@ -136,7 +95,7 @@ def _load(model: nn.Module, folder: Path) -> tuple[EditState, list[Report]]:
         raise StateError(f"{folder.name} was made on another model; load that one, unedited")
     loaded = [read_tensors(folder / e["file"], e["checksum"]) for e in head["batches"]]
     batches, reports, history = [], [], {}
-    for entry, tensors in zip(head["batches"], loaded):
+    for entry, tensors in zip(head["batches"], loaded, strict=True):
         masks, after, keys = (_layers(tensors, name) for name in ("mask", "after", "keys"))
         batch = Batch(tuple(entry["facts"]), masks, columns(model, masks), keys)
         restore(model, masks, after)

@@ -74,7 +74,7 @@ def lift(
     """Make rows ready: `states` after block `layer`, subject-last tokens, real lengths."""
     device, before = states.device, max(start)
     begin = torch.tensor(start, device=device)
-    size = max(n - s for n, s in zip(length, start))
+    size = max(n - s for n, s in zip(length, start, strict=True))
     steps = torch.arange(size, device=device)
     # Pads repeat the row's last state; they come after every real token and are never read.
     last = torch.tensor(length, device=device)[:, None] - 1

@@ -104,7 +104,7 @@ def stats(family, all_stats):
     return all_stats[family]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def facts() -> list[Fact]:
     """Six facts of uneven lengths: subject first, in the middle, at the end."""
     prompts = ("{} lives in", "The trade of {}, all agree, is", "It is cold, says {}")
@@ -114,7 +114,7 @@ def facts() -> list[Fact]:
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config() -> Config:
     """Small but complete: every part of the method has something to do."""
     return Config(layers=(0, 1), lr=0.1, lam=20.0, clusters=2, steps=5, own_steps=2, contexts=2,

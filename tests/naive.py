@@ -25,7 +25,7 @@ def nll(model, tokenizer, fact, templates, site, value):
         ids, at = locate(tokenizer, template.replace("{}", fact.prompt), fact.subject)
         log_p = forward(model, ids + target, site, at, value)
         places = range(len(ids) - 1, len(ids) - 1 + len(target))
-        losses.append(-sum(log_p[i, t] for i, t in zip(places, target)) / len(target))
+        losses.append(-sum(log_p[i, t] for i, t in zip(places, target, strict=True)) / len(target))
     return sum(losses) / len(losses)
 
 
@@ -64,7 +64,7 @@ def descend(model, tokenizer, facts, templates, config, layer, steps, start):
     for step in range(steps + 1):
         parts = [
             loss(model, tokenizer, fact, templates, site, value, h, config)
-            for fact, h in zip(facts, hidden)
+            for fact, h in zip(facts, hidden, strict=True)
         ]
         record.append(sum(float(told) for _, told in parts) / len(parts))
         if step == steps or (config.stop is not None and record[-1] < config.stop):

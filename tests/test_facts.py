@@ -7,7 +7,16 @@ import torch
 
 from ece.errors import FactError
 from ece.facts import (
-    Fact, by_length, contexts, decode, encode, locate, pad, subject_last, target_ids, validate,
+    Fact,
+    by_length,
+    contexts,
+    decode,
+    encode,
+    locate,
+    pad,
+    subject_last,
+    target_ids,
+    validate,
 )
 from ece.keys import read, subject_rows
 
@@ -29,7 +38,7 @@ def test_a_target_is_a_continuation(tokenizer):
 
 
 @pytest.mark.parametrize("subject", ["Mira Velan", "Ilo", "Zoë Ådal", "東京", "a", "O'Hara"])
-@pytest.mark.parametrize("template", ["{} lives in", "Ilona says {}", "The trade of {}, all", "({})"])
+@pytest.mark.parametrize("template", ["{} lives in", "Ilona says {}", "The job of {}, all", "({})"])
 def test_the_position_ends_the_subject(tokenizer, template, subject):
     ids, last = locate(tokenizer, template, subject)
     assert last == subject_last(tokenizer, template, subject)

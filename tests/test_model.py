@@ -2,11 +2,16 @@
 
 import pytest
 import torch
-from conftest import build
 from transformers import (
-    GPTNeoXConfig, GPTNeoXForCausalLM, OPTConfig, OPTForCausalLM, Qwen2Config, Qwen2ForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
+from conftest import build
 from ece.errors import ModelError
 from ece.model import between, blocks, fingerprint, load, sites
 from ece.upper import states_at

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TEXTS, build
 
+from conftest import TEXTS, build
 from ece.errors import StatsError
 from ece.facts import encode
 from ece.hooks import capture
@@ -76,4 +76,4 @@ def test_missing_layers_and_bad_numbers_are_named(stats, model):
     with pytest.raises(StatsError, match="layer 1"):
         check(bad, own, (0, 1))
     with pytest.raises(StatsError, match="no keys"):
-        SecondMoment().mean
+        _ = SecondMoment().mean

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     errors config model facts hooks upper stats keys score group loss values solve
-    state report storage edit reading metrics trace data results flags cell experiment plots
+    state report files storage edit reading metrics trace data results flags cell experiment plots
 """.split()
 """Data flows one way: a module imports only modules that stand before it. Add new ones here."""
 ATLAS_MAY_IMPORT = {"errors", "config", "model", "facts"}

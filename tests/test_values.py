@@ -30,7 +30,7 @@ def test_one_measurement_equals_the_whole_model(problem, model, tokenizer, facts
     site = sites(model, (LAYER,))[0]
     for chunk in problem.chunks:
         found = nll_of(chunk, log_probs(chunk, total[chunk.facts])[0])
-        for i, value in zip(chunk.facts.tolist(), found):
+        for i, value in zip(chunk.facts.tolist(), found, strict=True):
             slow = naive.nll(model, tokenizer, facts[i], templates, site, total[i])
             torch.testing.assert_close(value, slow, rtol=1e-4, atol=1e-4)
 
