@@ -27,7 +27,9 @@ KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # Three or more levels below the root, or below a drive: nothing a page should show.
-ABSOLUTE = re.compile(r"""(?<![\w.:/<>!)\]}*-])/(?!path/to)(?:[\w.+-]+/){2}|\b[A-Z]:\\\w""")
+ABSOLUTE = re.compile(
+    r"""(?<![\w.:/<>!)\]}*-])/(?!path/to|lab/tree)(?:[\w.+-]+/){2}|\b[A-Z]:\\\w"""
+)
 
 
 class ChapterError(Exception):

@@ -140,8 +140,10 @@ def test_readme_names_existing_pages():
 
 def test_readme_example_runs(capsys):
     code = re.search(r"```python\n(.*?)```", read("README.md"), re.DOTALL).group(1)
-    exec(compile(code, "README.md", "exec"), {})
-    assert capsys.readouterr().out.count("efficacy") == 2
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert names["before"]["efficacy"] < 50 < names["after"]["efficacy"]
 
 
 def test_nothing_names_a_machine():
