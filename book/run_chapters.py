@@ -28,7 +28,7 @@ QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # Three or more levels below the root, or below a drive: nothing a page should show.
 ABSOLUTE = re.compile(
-    r"""(?<![\w.:/<>!)\]}*-])/(?!path/to|lab/tree)(?:[\w.+-]+/){2}|\b[A-Z]:\\\w"""
+    r"""(?<![\w.:/<>!)\]}*-])/(?!path/to|no/such|lab/tree)(?:[\w.+-]+/){2}|\b[A-Z]:\\\w"""
 )
 
 
