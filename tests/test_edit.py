@@ -136,15 +136,15 @@ def test_history_holds_earlier_facts_in_place(model, tokenizer, facts, stats, co
     """With history the second batch moves the first batch's outputs less."""
     shifts = []
     for history in (True, False):
-        setting = replace(config, history=history, lam=1e-3, scorer="all", p=1.0)
+        setting = replace(config, history=history, layers=(1,), lam=1e-2, scorer="all", p=1.0)
         state = new_state(model, tokenizer, setting)
         state, _ = edit_batch(model, tokenizer, facts[:3], stats, state, setting)
-        columns = sites(model, (0,))[0].weight.clone()
+        columns = sites(model, (1,))[0].weight.clone()
         keys = torch.stack([
-            naive.key(model, tokenizer, f, state.contexts, 0, "mixed") for f in facts[:3]
+            naive.key(model, tokenizer, f, state.contexts, 1, "mixed") for f in facts[:3]
         ])
         state, _ = edit_batch(model, tokenizer, facts[3:], stats, state, setting)
-        shifts.append(float((keys @ (sites(model, (0,))[0].weight - columns).T).norm()))
+        shifts.append(float((keys @ (sites(model, (1,))[0].weight - columns).T).norm()))
         undo(model, state, 2)
     assert shifts[0] < 0.5 * shifts[1]
 
