@@ -24,7 +24,11 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
-QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+QUIET = {
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm on a kernel without widgets
+}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # Three or more levels below the root, or below a drive: nothing a page should show.
 ABSOLUTE = re.compile(
