@@ -9,5 +9,4 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_PROGRESS_BARS="1",
     TQDM_DISABLE="1",
-    PYTHONWARNINGS="ignore:IProgress not found",  # tqdm on a kernel without widgets
 )

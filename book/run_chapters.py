@@ -24,12 +24,9 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
-QUIET = {
-    "TQDM_DISABLE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm on a kernel without widgets
-}
+QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
+WIDGET = "application/vnd.jupyter.widget-view+json"
 # Three or more levels below the root, or below a drive: nothing a page should show.
 ABSOLUTE = re.compile(
     r"""(?<![\w.:/<>!)\]}*-])/(?!path/to|no/such|lab/tree)(?:[\w.+-]+/){2}|\b[A-Z]:\\\w"""
@@ -102,6 +99,8 @@ def complaints(book: nbformat.NotebookNode) -> Iterator[str]:
                 yield f"cell {number} ends in {output.ename}: {output.evalue}"
             elif output.get("name") == "stderr":
                 yield f"cell {number} writes to stderr: {output.text.strip()[:200]}"
+            if WIDGET in output.get("data", {}):
+                yield f"cell {number} shows a widget, which a page cannot"
             shown = [output.get("text", ""), *map(str, output.get("data", {}).values())]
             if any(ABSOLUTE.search(text) for text in shown if not is_picture(text)):
                 yield f"cell {number} shows an absolute path"
