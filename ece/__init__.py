@@ -9,7 +9,21 @@ from ece.state import EditState, undo
 from ece.stats import second_moment
 
 __all__ = [
-    "METHODS", "PRESETS", "Config", "EditError", "EditState", "Fact", "compute_values",
-    "configure", "edit_batch", "edit_sequence", "load", "load_state", "new_state", "save_state",
-    "second_moment", "sites", "undo",
+    "METHODS",
+    "PRESETS",
+    "Config",
+    "EditError",
+    "EditState",
+    "Fact",
+    "compute_values",
+    "configure",
+    "edit_batch",
+    "edit_sequence",
+    "load",
+    "load_state",
+    "new_state",
+    "save_state",
+    "second_moment",
+    "sites",
+    "undo",
 ]

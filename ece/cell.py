@@ -57,7 +57,7 @@ class Settings:
     """File of second moments: read if it is there, otherwise written."""
     stats_text: str | None = None
     """Plain text for the second moments, one document a line; needed beyond embedded models."""
-    stats_tokens: int = 200_000
+    stats_tokens: int = 100_000
     """Tokens that the second moments are taken over, at most, >= 1."""
     config: dict = field(default_factory=dict)
     """Fields of `Config` that differ from preset and method."""

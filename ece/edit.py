@@ -32,13 +32,23 @@ from ece.storage import load_state, load_values, open_run, save_batch, save_stat
 from ece.values import Values, two_step
 
 __all__ = [
-    "EditState", "Report", "compute_values", "edit_batch", "edit_sequence", "load_state",
-    "new_state", "save_state", "undo",
+    "EditState",
+    "Report",
+    "compute_values",
+    "edit_batch",
+    "edit_sequence",
+    "load_state",
+    "new_state",
+    "save_state",
+    "undo",
 ]
 
 
 def compute_values(
-    model: nn.Module, tokenizer, facts: list[Fact], state: EditState | tuple[str, ...],
+    model: nn.Module,
+    tokenizer,
+    facts: list[Fact],
+    state: EditState | tuple[str, ...],
     config: Config,
 ) -> Values:
     """Values of one batch from the model's present weights (`state`, or its contexts)."""
@@ -61,8 +71,13 @@ def _entries(config: Config) -> tuple[int, ...]:
 
 
 def edit_batch(
-    model: nn.Module, tokenizer, facts: list[Fact], stats: Stats, state: EditState,
-    config: Config, values: Values | None = None,
+    model: nn.Module,
+    tokenizer,
+    facts: list[Fact],
+    stats: Stats,
+    state: EditState,
+    config: Config,
+    values: Values | None = None,
 ) -> tuple[EditState, Report]:
     """Write `facts` into the model's weights, all of them or (on any error) none.
 
@@ -88,10 +103,15 @@ def edit_batch(
     batch = Batch(tuple(fact.id for fact in facts), **done)
     layers = list(done["masks"])
     neurons = {layer: int(mask.sum()) for layer, mask in done["masks"].items()}
-    report = Report(**value_part(facts, values), layers=layers, neurons=neurons,
-                    masks=done["masks"], **record)
-    after = replace(state, weights=fingerprint(model, state.layers),
-                    history=added(state.history, batch.keys), batches=state.batches + (batch,))
+    report = Report(
+        **value_part(facts, values), layers=layers, neurons=neurons, masks=done["masks"], **record
+    )
+    after = replace(
+        state,
+        weights=fingerprint(model, state.layers),
+        history=added(state.history, batch.keys),
+        batches=state.batches + (batch,),
+    )
     return after, report
 
 
@@ -107,8 +127,9 @@ def _edit_layer(model, rows, stats, state, config, layer, goal, left, done, reco
     """Solve for one layer with the keys of the model as it is now, and write the update."""
     began = time.perf_counter()
     site = sites(model, (layer,))[0]
-    keys, states = keys_and_states(model, rows, len(goal.hidden), layer, goal.layer,
-                                   config.max_tokens)
+    keys, states = keys_and_states(
+        model, rows, len(goal.hidden), layer, goal.layer, config.max_tokens
+    )
     K = mix(keys, config.keys)
     check_finite(f"keys at layer {layer}", K)
     R = spread(goal.z.to(states) - states, config.spread, left)
@@ -116,7 +137,8 @@ def _edit_layer(model, rows, stats, state, config, layer, goal, left, done, reco
     share = 1.0 if config.scorer == "all" else config.p
     mask = batch_set(scores(config.scorer, K, site.weight), share)
     history = state.history.get(layer) if config.history else None
-    delta, jitter = solve_reported(R.T, K, stats.moments[layer], history, mask, config.lam)
+    moment = stats.moments[layer]
+    delta, jitter = solve_reported(R.T, K, moment, history, mask, config.lam, config.ridge)
     weight = site.weight
     before = weight[:, mask].clone()
     # Sum in float64, round once: half-precision weights keep as much of the update as they can.
@@ -156,8 +178,14 @@ def _check_values(values: Values, facts: list[Fact], config: Config) -> None:
 
 
 def edit_sequence(
-    model: nn.Module, tokenizer, facts: list[Fact], stats: Stats, config: Config, batch: int,
-    on_batch: Callable | None = None, save_to: str | Path | None = None,
+    model: nn.Module,
+    tokenizer,
+    facts: list[Fact],
+    stats: Stats,
+    config: Config,
+    batch: int,
+    on_batch: Callable | None = None,
+    save_to: str | Path | None = None,
     progress: Callable | None = None,
 ) -> tuple[EditState, list[Report]]:
     """Edit `facts` in batches of `batch`, in order; resumes from `save_to` if it has a run.

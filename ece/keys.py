@@ -17,7 +17,8 @@ def subject_rows(tokenizer, facts: list[Fact], templates: tuple[str, ...]) -> li
     """
     placed = [
         locate(tokenizer, template.replace("{}", fact.prompt), fact.subject)
-        for fact in facts for template in templates
+        for fact in facts
+        for template in templates
     ]
     return [ids[: last + 1] for ids, last in placed]
 

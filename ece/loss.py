@@ -81,7 +81,11 @@ class Problem:
 
 
 def prepare(
-    model: nn.Module, tokenizer, facts: list[Fact], templates: tuple[str, ...], config: Config,
+    model: nn.Module,
+    tokenizer,
+    facts: list[Fact],
+    templates: tuple[str, ...],
+    config: Config,
     layer: int,
 ) -> Problem:
     """Run everything below and before the values once; see `ece.upper`."""
@@ -115,8 +119,11 @@ def _rows(tokenizer, fact: Fact, templates: tuple[str, ...]) -> list[tuple[list[
 
 
 def _chunk(
-    model: nn.Module, members: Tensor, rows: list[tuple[list[int], int]],
-    targets: list[list[int]], layer: int,
+    model: nn.Module,
+    members: Tensor,
+    rows: list[tuple[list[int], int]],
+    targets: list[list[int]],
+    layer: int,
 ) -> tuple[Chunk, Tensor]:
     """The chunk (without its usual log-probabilities), and the keys of all its rows."""
     ids, start = [row for row, _ in rows], [last for _, last in rows]

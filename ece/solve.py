@@ -17,13 +17,16 @@ def solve_update(
     history: Float[Tensor, "ff ff"] | None,
     mask: Bool[Tensor, " ff"],
     lam: float,
+    ridge: float = 0.0,
 ) -> Float[Tensor, "model ff"]:
     r"""$\Delta_I = R K_I^T(\lambda C_{0,II} + H_{II} + K_I K_I^T)^{-1}$; zero outside $I$.
 
     `C0` is a mean over tokens, `history` and the batch's own term are sums over edits.
+    `ridge` adds that share of the mean diagonal of $\lambda C_0$ to the diagonal: neurons that
+    the text hardly ever drives have no weight in $C_0$, and would be filled with huge columns.
     Float64 throughout. `SolveError` if the system is not positive definite.
     """
-    return solve_reported(R, K, C0, history, mask, lam)[0]
+    return solve_reported(R, K, C0, history, mask, lam, ridge)[0]
 
 
 def solve_reported(
@@ -33,6 +36,7 @@ def solve_reported(
     history: Float[Tensor, "ff ff"] | None,
     mask: Bool[Tensor, " ff"],
     lam: float,
+    ridge: float = 0.0,
 ) -> tuple[Float[Tensor, "model ff"], float]:
     """`solve_update`, and the jitter that the factorisation needed (a share; mostly 0)."""
     chosen = mask.nonzero()[:, 0]
@@ -40,6 +44,7 @@ def solve_reported(
     system = lam * _block(C0, chosen, keys.device) + keys.T @ keys
     if history is not None:
         system = system + _block(history, chosen, keys.device)
+    system.diagonal().add_(ridge * lam * C0.diagonal().double().mean().to(keys.device))
     factor, jitter = factorise(system)
     gain = torch.cholesky_solve(keys.T, factor)  # [chosen, edit]
     delta = torch.zeros(len(R), len(mask), dtype=torch.double, device=keys.device)

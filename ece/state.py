@@ -47,8 +47,11 @@ def new_state(model: nn.Module, tokenizer, config: Config) -> EditState:
     """The state before the first batch: contexts drawn, no history."""
     check_layers(model, config)
     return EditState(
-        fingerprint(model), fingerprint(model, config.layers), config.layers,
-        contexts(model, tokenizer, config), {},
+        fingerprint(model),
+        fingerprint(model, config.layers),
+        config.layers,
+        contexts(model, tokenizer, config),
+        {},
     )
 
 

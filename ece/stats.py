@@ -61,7 +61,10 @@ class Stats:
 
 @torch.no_grad()
 def second_moment(
-    model: nn.Module, tokenizer, texts: Iterable[str], layers: tuple[int, ...],
+    model: nn.Module,
+    tokenizer,
+    texts: Iterable[str],
+    layers: tuple[int, ...],
     max_tokens: int = 16384,
 ) -> Stats:
     """Second moments of all `layers` in one pass that stops at the last of them.

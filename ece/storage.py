@@ -67,7 +67,8 @@ def _write_batch(
     parts = {"mask": batch.masks, "after": after, "keys": batch.keys}
     tensors = {
         f"{name}.{layer}": tensor.cpu().contiguous()
-        for name, part in parts.items() for layer, tensor in part.items()
+        for name, part in parts.items()
+        for layer, tensor in part.items()
     }
     name = f"batch-{number:05d}.safetensors"
     told = None if report is None else report.to_dict()
@@ -122,7 +123,11 @@ def _number(key: str) -> int:
 
 
 def open_run(
-    model: nn.Module, tokenizer, facts: list[Fact], config: Config, batch: int,
+    model: nn.Module,
+    tokenizer,
+    facts: list[Fact],
+    config: Config,
+    batch: int,
     folder: str | Path | None,
 ) -> tuple[EditState, list[Report]] | None:
     """Continue the run in `folder`, or make the folder ready for one (None: start).
@@ -135,9 +140,11 @@ def open_run(
     folder.mkdir(parents=True, exist_ok=True)
     told = [asdict(fact) for fact in facts]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    settings = json.loads(json.dumps(
-        {"config": asdict(config), "batch": batch, "facts": digest, "model": fingerprint(model)}
-    ))
+    settings = json.loads(
+        json.dumps(
+            {"config": asdict(config), "batch": batch, "facts": digest, "model": fingerprint(model)}
+        )
+    )
     if not (folder / SETTINGS).exists():
         write_json(folder / SETTINGS, settings)
     kept = read_json(folder / SETTINGS)
@@ -162,8 +169,9 @@ def load_values(folder: str | Path, number: int) -> Values | None:
     if not (Path(folder) / f"{name}.json").exists():
         return None
     head = read_json(Path(folder) / f"{name}.json")
-    return _build(head["values"], read_tensors(Path(folder) / f"{name}.safetensors",
-                                               head["checksum"]), "")
+    return _build(
+        head["values"], read_tensors(Path(folder) / f"{name}.safetensors", head["checksum"]), ""
+    )
 
 
 FIELDS = ("hidden", "delta", "losses", "nll", "steps", "holds")
@@ -192,7 +200,8 @@ def _build(head: dict, tensors: dict[str, Tensor], prefix: str) -> Values:
         groups = Groups(tensors[prefix + "labels"], tensors[prefix + "medoids"], head["cost"])
     inner = {
         name: _build(head[name], tensors, f"{prefix}{name}.")
-        for name in ("shared", "first") if name in head
+        for name in ("shared", "first")
+        if name in head
     }
     fields = {name: tensors[prefix + name] for name in FIELDS}
     return Values(head["layer"], **fields, groups=groups, seconds=head["seconds"], **inner)

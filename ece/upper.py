@@ -68,7 +68,10 @@ class Upper:
 
 @torch.no_grad()
 def lift(
-    model: nn.Module, states: Float[Tensor, "row token d"], start: list[int], length: list[int],
+    model: nn.Module,
+    states: Float[Tensor, "row token d"],
+    start: list[int],
+    length: list[int],
     layer: int,
 ) -> Upper:
     """Make rows ready: `states` after block `layer`, subject-last tokens, real lengths."""

@@ -59,7 +59,10 @@ class Values:
 
 
 def descend(
-    problem: Problem, config: Config, steps: int, start: Tensor | None = None,
+    problem: Problem,
+    config: Config,
+    steps: int,
+    start: Tensor | None = None,
     owner: Int[Tensor, " edit"] | None = None,
 ) -> Values:
     """Adam on all values at once; facts below `config.stop` leave the batch.
@@ -83,8 +86,15 @@ def descend(
         gradient = torch.zeros_like(total)
         for chunk in chunks:
             at = chunk.facts
-            nll[at] = _push(chunk, total, owner, weight[at] if step < steps else None,
-                            norms[at], config, gradient)
+            nll[at] = _push(
+                chunk,
+                total,
+                owner,
+                weight[at] if step < steps else None,
+                norms[at],
+                config,
+                gradient,
+            )
         losses.append(nll.clone())
         live = _unfinished(nll, owner, weight, config.stop)
         if step == steps or not live.any():
@@ -94,13 +104,25 @@ def descend(
         total = _clamped(total - config.lr * move * live[:, None], limit)
         taken += live
     fill = [losses[-1]] * (steps + 1 - len(losses))
-    return Values(problem.layer, hidden, total[owner], torch.stack(losses + fill), problem.nll,
-                  taken[owner], problem.holds)
+    return Values(
+        problem.layer,
+        hidden,
+        total[owner],
+        torch.stack(losses + fill),
+        problem.nll,
+        taken[owner],
+        problem.holds,
+    )
 
 
 def _push(
-    chunk: Chunk, total: Tensor, owner: Tensor, weight: Tensor | None, norms: Tensor,
-    config: Config, gradient: Tensor,
+    chunk: Chunk,
+    total: Tensor,
+    owner: Tensor,
+    weight: Tensor | None,
+    norms: Tensor,
+    config: Config,
+    gradient: Tensor,
 ) -> Tensor:
     """NLL of the chunk's facts at `total`; adds the loss's gradient unless `weight` is None."""
     with torch.set_grad_enabled(weight is not None):

@@ -27,7 +27,9 @@ CITIES = ("Paris", "Lyon", "New Harbour", "Oslo", "Port Kell", "Rome")
 JOBS = ("baker", "night watchman", "weaver", "miller", "sea captain", "smith")
 TEXTS = [
     f"{name} lives in {city}. The trade of {name}, all agree, is {job}. It is cold in {city}."
-    for name in SUBJECTS for city in CITIES for job in JOBS
+    for name in SUBJECTS
+    for city in CITIES
+    for job in JOBS
 ]
 
 
@@ -44,15 +46,19 @@ def tokenizers():
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=320, special_tokens=["<s>"], show_progress=False,
+            vocab_size=320,
+            special_tokens=["<s>"],
+            show_progress=False,
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         )
         tokenizer.train_from_iterator(TEXTS, trainer)
         if name == "llama":
-            tokenizer.post_processor = processors.Sequence([
-                processors.ByteLevel(trim_offsets=False),
-                processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)]),
-            ])
+            tokenizer.post_processor = processors.Sequence(
+                [
+                    processors.ByteLevel(trim_offsets=False),
+                    processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)]),
+                ]
+            )
         made[name] = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
     return made
 
@@ -67,10 +73,17 @@ def build(family: str, seed: int = 0):
     elif family == "gptj":
         model = GPTJForCausalLM(GPTJConfig(**shared, **old, rotary_dim=8))
     else:
-        model = LlamaForCausalLM(LlamaConfig(
-            **shared, hidden_size=32, intermediate_size=96, num_hidden_layers=4,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
-        ))
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                **shared,
+                hidden_size=32,
+                intermediate_size=96,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=128,
+            )
+        )
     return model.eval().requires_grad_(False)
 
 
@@ -117,5 +130,13 @@ def facts() -> list[Fact]:
 @pytest.fixture(scope="session")
 def config() -> Config:
     """Small but complete: every part of the method has something to do."""
-    return Config(layers=(0, 1), lr=0.1, lam=20.0, clusters=2, steps=5, own_steps=2, contexts=2,
-                  context_tokens=4)
+    return Config(
+        layers=(0, 1),
+        lr=0.1,
+        lam=20.0,
+        clusters=2,
+        steps=5,
+        own_steps=2,
+        contexts=2,
+        context_tokens=4,
+    )

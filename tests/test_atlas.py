@@ -8,12 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ece.atlas.batches import Batches, Mixture
-from ece.atlas.masks import HIDDEN, RowMasks, mlp_masked
+from ece.atlas.masks import HIDDEN, RowMasks, attention_masked, mlp_masked
 from ece.atlas.records import biographies, corpus, records
 from ece.atlas.tasks import TASKS, held_out, training_item
 from ece.atlas.text import document
 from ece.atlas.tokenizer import build_tokenizer, check_objects
-from ece.atlas.train import Recipe, architecture, loss_of, train
+from ece.atlas.train import Recipe, architecture, attention_of, loss_of, train
 from ece.atlas.world import build
 from ece.data import facts_from_counterfact
 from ece.facts import locate
@@ -97,6 +97,7 @@ def test_masks_hide_the_subject_but_for_its_last_token():
     seen = masks.attention()[0, 0] > HIDDEN
     assert seen[5:7, 2:4].sum() == 0 and seen[5:7, 4].all() and seen[7, 2:5].all()
     assert not seen[2:5, :2].any() and seen[4, 2:5].all()
+    assert not (masks.attention(early=True)[0, 0] > HIDDEN)[5:7, 2:5].any()
     assert masks.mlp[0].tolist() == [True] * 5 + [False] * 2 + [True]
 
 
@@ -109,6 +110,21 @@ def test_a_masked_mlp_gives_zero_exactly_where_masked(model):
         mask[0] = keep
         torch.testing.assert_close(mlp(hidden), whole * keep[..., None])
     torch.testing.assert_close(mlp(hidden), whole, rtol=0, atol=0)
+
+
+def test_early_blocks_take_the_narrow_mask(model):
+    """With every early block's view of a token shut, that token cannot matter there."""
+    ids = torch.randint(1, 300, (1, 6))
+    other = ids.clone()
+    other[0, 2] = (ids[0, 2] + 7) % 300
+    narrow = torch.zeros(1, 1, 6, 6).masked_fill_(~torch.ones(6, 6).tril().bool(), HIDDEN)
+    narrow[..., 3:, 2] = HIDDEN
+    inner = blocks(model)
+    with attention_masked([attention_of(block) for block in inner]) as mask:
+        mask[0] = narrow
+        a, b = (model(x, attention_mask=narrow * 0).logits for x in (ids, other))
+    torch.testing.assert_close(a[0, 3:], b[0, 3:], rtol=0, atol=0)
+    assert not torch.allclose(model(ids).logits[0, 3:], model(other).logits[0, 3:])
 
 
 def test_batches_mark_the_subjects_last_token(world, tokenizer):

@@ -9,9 +9,25 @@ from ece.errors import ConfigError
 
 GOOD = dict(layers=(0, 1), lr=0.5, lam=10.0)
 BAD = dict(
-    layers=(1, 0), lr=0.0, lam=-1.0, scorer="magic", p=0.0, clusters=0, shared="none", steps=0,
-    own_steps=26, clamp=0.0, weight_decay=-0.1, kl_factor=-1.0, keys="other", spread="wide",
-    values_from="nowhere", contexts=-1, context_tokens=0, seed=-1, max_tokens=0,
+    layers=(1, 0),
+    lr=0.0,
+    lam=-1.0,
+    scorer="magic",
+    p=0.0,
+    clusters=0,
+    shared="none",
+    steps=0,
+    own_steps=26,
+    clamp=0.0,
+    weight_decay=-0.1,
+    kl_factor=-1.0,
+    keys="other",
+    spread="wide",
+    values_from="nowhere",
+    contexts=-1,
+    context_tokens=0,
+    seed=-1,
+    max_tokens=0,
 )
 
 
@@ -47,7 +63,8 @@ def test_every_field_has_a_docstring():
 
     body = ast.parse(inspect.getsource(Config)).body[0].body
     documented = {
-        a.target.id for a, b in zip(body, body[1:], strict=False)
+        a.target.id
+        for a, b in zip(body, body[1:], strict=False)
         if isinstance(a, ast.AnnAssign) and isinstance(b, ast.Expr)
     }
     assert documented == {field.name for field in fields(Config)}

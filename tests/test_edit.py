@@ -53,8 +53,20 @@ def test_with_everything_selected_it_is_memit(model, family, tokenizer, facts, s
 
 
 def test_editing_makes_the_targets_likelier(model, tokenizer, facts, stats, config):
-    config = replace(config, layers=(1,), steps=30, own_steps=25, lr=0.2, clamp=4.0, lam=1e-3,
-                     weight_decay=0.0, kl_factor=0.0, contexts=0, scorer="all", p=1.0)
+    config = replace(
+        config,
+        layers=(1,),
+        steps=30,
+        own_steps=25,
+        lr=0.2,
+        clamp=4.0,
+        lam=1e-3,
+        weight_decay=0.0,
+        kl_factor=0.0,
+        contexts=0,
+        scorer="all",
+        p=1.0,
+    )
     before = [naive.probability(model, tokenizer, fact) for fact in facts]
     _, (report,) = edit_sequence(model, tokenizer, facts, stats, config, 6)
     after = [naive.probability(model, tokenizer, fact) for fact in facts]
@@ -128,8 +140,14 @@ def test_history_is_the_sum_of_all_keys(model, tokenizer, facts, stats, config, 
         keys = torch.cat([batch.keys[layer] for batch in state.batches]).double()
         torch.testing.assert_close(state.history[layer], keys.T @ keys)
     plain = replace(config, history=False)
-    assert not edit_batch(model, tokenizer, [replace(facts[0], id=9)], stats,
-                          replace(state, batches=(), history={}), plain)[0].history
+    assert not edit_batch(
+        model,
+        tokenizer,
+        [replace(facts[0], id=9)],
+        stats,
+        replace(state, batches=(), history={}),
+        plain,
+    )[0].history
 
 
 def test_history_holds_earlier_facts_in_place(model, tokenizer, facts, stats, config):
@@ -140,9 +158,9 @@ def test_history_holds_earlier_facts_in_place(model, tokenizer, facts, stats, co
         state = new_state(model, tokenizer, setting)
         state, _ = edit_batch(model, tokenizer, facts[:3], stats, state, setting)
         columns = sites(model, (1,))[0].weight.clone()
-        keys = torch.stack([
-            naive.key(model, tokenizer, f, state.contexts, 1, "mixed") for f in facts[:3]
-        ])
+        keys = torch.stack(
+            [naive.key(model, tokenizer, f, state.contexts, 1, "mixed") for f in facts[:3]]
+        )
         state, _ = edit_batch(model, tokenizer, facts[3:], stats, state, setting)
         shifts.append(float((keys @ (sites(model, (1,))[0].weight - columns).T).norm()))
         undo(model, state, 2)
@@ -186,7 +204,12 @@ def test_the_four_settings_of_the_paper_are_batch_sizes(model, tokenizer, facts,
     for batch, count in ((1, 6), (4, 2), (6, 1)):
         seen = []
         state, reports = edit_sequence(
-            model, tokenizer, facts, stats, config, batch,
+            model,
+            tokenizer,
+            facts,
+            stats,
+            config,
+            batch,
             on_batch=lambda state, _, part, seen=seen: seen.append((len(state.batches), len(part))),
         )
         assert len(reports) == count and sum(size for _, size in seen) == 6
@@ -264,16 +287,31 @@ def failing(case, model, stats, state, config, values):
         "other stats": (replace(stats, fingerprint="x"), state, config, None, StatsError, "other"),
         "nan stats": (replace(stats, moments=moments), state, config, None, StatsError, "finite"),
         "not definite": (replace(stats, moments=negative), state, config, None, SolveError, "def"),
-        "nan values": (stats, state, config, replace(values, delta=values.delta * nan), StateError,
-                       "values are not finite"),
+        "nan values": (
+            stats,
+            state,
+            config,
+            replace(values, delta=values.delta * nan),
+            StateError,
+            "values are not finite",
+        ),
         "other values": (stats, state, config, replace(values, layer=0), StateError, "values"),
         "other weights": (stats, replace(state, weights="x"), config, None, StateError, "weights"),
     }
     return bad[case]
 
 
-CASES = ("layer", "top layer", "other layers", "other stats", "nan stats", "not definite",
-         "nan values", "other values", "other weights")
+CASES = (
+    "layer",
+    "top layer",
+    "other layers",
+    "other stats",
+    "nan stats",
+    "not definite",
+    "nan values",
+    "other values",
+    "other weights",
+)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -302,10 +340,12 @@ def test_non_finite_keys_are_refused(model, tokenizer, facts, stats, config):
     state = new_state(model, tokenizer, state_of)
     kept = weights(model)
     with pytest.raises(StateError, match="keys"):
-        edit_batch(model, tokenizer, facts, replace(stats, fingerprint=state.fingerprint), state,
-                   state_of)
-    assert all(torch.equal(t.nan_to_num(), kept[n].nan_to_num())
-               for n, t in model.state_dict().items())
+        edit_batch(
+            model, tokenizer, facts, replace(stats, fingerprint=state.fingerprint), state, state_of
+        )
+    assert all(
+        torch.equal(t.nan_to_num(), kept[n].nan_to_num()) for n, t in model.state_dict().items()
+    )
 
 
 def test_a_failure_half_way_puts_the_first_layer_back(

@@ -134,8 +134,10 @@ def test_duplicates_and_contradictions_are_refused(model, tokenizer):
 
 def test_a_target_that_tokenizes_to_nothing_is_refused(model, tokenizers):
     def deaf(text, **options):
-        return {"input_ids": []} if not options.get("add_special_tokens", True) else (
-            tokenizers["gpt2"](text, **options)
+        return (
+            {"input_ids": []}
+            if not options.get("add_special_tokens", True)
+            else (tokenizers["gpt2"](text, **options))
         )
 
     with pytest.raises(FactError, match="nothing"):

@@ -16,8 +16,9 @@ from ece.errors import ModelError
 from ece.model import between, blocks, fingerprint, load, sites
 from ece.upper import states_at
 
-SMALL = dict(vocab_size=50, hidden_size=16, intermediate_size=40, num_hidden_layers=3,
-             num_attention_heads=2)
+SMALL = dict(
+    vocab_size=50, hidden_size=16, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2
+)
 
 
 def test_weight_is_model_by_ff_and_writes_through(model, family):
@@ -48,10 +49,18 @@ def test_an_unknown_family_is_found_by_structure():
 
 def test_what_is_missing_is_said():
     with pytest.raises(ModelError, match="opt"):
-        sites(OPTForCausalLM(OPTConfig(
-            vocab_size=50, hidden_size=16, ffn_dim=40, num_hidden_layers=2, num_attention_heads=2,
-            word_embed_proj_dim=16,
-        )))
+        sites(
+            OPTForCausalLM(
+                OPTConfig(
+                    vocab_size=50,
+                    hidden_size=16,
+                    ffn_dim=40,
+                    num_hidden_layers=2,
+                    num_attention_heads=2,
+                    word_embed_proj_dim=16,
+                )
+            )
+        )
 
 
 def test_part_of_the_model_runs_and_the_whole_comes_back(model):

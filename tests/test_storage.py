@@ -87,8 +87,16 @@ def test_a_finished_run_is_read_not_repeated(
 ):
     for _ in range(2):
         model, seen = build(family), []
-        edit_sequence(model, tokenizer, facts, stats, config, 2, save_to=tmp_path,
-                      on_batch=lambda *a, seen=seen: seen.append(a))
+        edit_sequence(
+            model,
+            tokenizer,
+            facts,
+            stats,
+            config,
+            2,
+            save_to=tmp_path,
+            on_batch=lambda *a, seen=seen: seen.append(a),
+        )
         assert same(weights(model, config.layers), whole[0])
     assert not seen
 
@@ -125,7 +133,8 @@ def test_another_model_other_facts_other_settings_are_refused(
     assert same(weights(model, config.layers), kept)
     undo(model, state, 2)
     for changed, arguments in (
-        ("facts", (facts[:4], stats, config, 3)), ("batch", (facts, stats, config, 2)),
+        ("facts", (facts[:4], stats, config, 3)),
+        ("batch", (facts, stats, config, 2)),
         ("config", (facts, stats, replace(config, lam=9.0), 3)),
     ):
         with pytest.raises(StateError, match=f"another {changed}"):

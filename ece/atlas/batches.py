@@ -27,13 +27,15 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Batch:
-    """ids and weights [row, token]; attention [row, 1, token, token]; mlp [row, token];
+    """ids and weights [row, token]; attention and early [row, 1, token, token];
+    mlp [row, token];
     subjects [mention, 2]: row and place of each subject's last token; attributes
     [mention, slot]: the tokens of that subject's objects, -1 where it has fewer."""
 
     ids: Tensor
     weights: Tensor
     attention: Tensor
+    early: Tensor
     mlp: Tensor
     subjects: Tensor
     attributes: Tensor
@@ -59,6 +61,9 @@ class Mixture:
     """weight of the loss that asks the subject's last token for all its objects"""
     site: int = 2
     """the block after which that loss looks: the end of the storage site"""
+    late: bool = True
+    """whether in `gather` rows the blocks up to `site` see nothing of the subject from later
+    tokens, so that all reading comes after it"""
     weight: float = 0.5
     """loss weight of a token that is not an answer"""
 
@@ -88,6 +93,7 @@ class Batches:
             torch.from_numpy(ids),
             torch.from_numpy(weights),
             masks.attention(),
+            masks.attention(early=True),
             torch.from_numpy(masks.mlp),
             torch.tensor([(row, at) for row, at, _ in mentions]),
             torch.tensor([self.attributes[subject] for _, _, subject in mentions]),

@@ -1,9 +1,10 @@
 """The masks that make a small model store facts where large models do.
 
 In a masked row, the tokens after a subject (within its sentence) get no MLP output and see
-of the subject its last token alone; and a subject's tokens see nothing but each other. So
-the subject's attributes must be gathered at its last token, in the early layers, from the
-name alone; what follows only reads them. Nothing is masked at test time.
+of the subject its last token alone, in the early blocks not even that; and a subject's tokens
+see nothing but each other. So the subject's attributes must be gathered at its last token, in
+the early blocks, from the name alone; what follows only reads them, later. Nothing is masked
+at test time.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,21 +25,26 @@ class RowMasks:
     def __init__(self, rows: int, length: int):
         causal = np.tril(np.ones((length, length), dtype=bool))
         self.visible = np.repeat(causal[None], rows, axis=0)
+        self.early = self.visible.copy()
         self.mlp = np.ones((rows, length), dtype=bool)
 
     def gather_at_last(self, row: int, first: int, last: int, end: int) -> None:
-        """Tokens after `last`, up to `end`, see only the subject's last token and get no MLP."""
+        """Tokens after `last`, up to `end`, get no MLP and see only the subject's last token,
+        in the early blocks nothing of it."""
         self.visible[row, last + 1 : end, first:last] = False
+        self.early[row, last + 1 : end, first : last + 1] = False
         self.mlp[row, last + 1 : end] = False
 
     def isolate(self, row: int, first: int, last: int) -> None:
         """The subject's tokens first..last see nothing before the subject."""
-        self.visible[row, first : last + 1, :first] = False
+        for seen in (self.visible, self.early):
+            seen[row, first : last + 1, :first] = False
 
-    def attention(self) -> Float[Tensor, "row 1 token token"]:
+    def attention(self, early: bool = False) -> Float[Tensor, "row 1 token token"]:
         """The 4-D additive attention mask that all three families take."""
-        visible: Bool[Tensor, "row token token"] = torch.from_numpy(self.visible)
-        return torch.zeros(visible.shape).masked_fill_(~visible, HIDDEN)[:, None]
+        seen: Bool[Tensor, "row token token"]
+        seen = torch.from_numpy(self.early if early else self.visible)
+        return torch.zeros(seen.shape).masked_fill_(~seen, HIDDEN)[:, None]
 
 
 @contextmanager
@@ -68,3 +74,19 @@ def _only_kept(forward: Callable, holder: list) -> Callable:
         return output
 
     return run
+
+
+@contextmanager
+def attention_masked(early: list[nn.Module]) -> Iterator[list]:
+    """While open, the attention modules in `early` use the mask put into the yielded list."""
+    holder: list[Tensor | None] = [None]
+
+    def narrow(_module: nn.Module, arguments: tuple, named: dict) -> tuple[tuple, dict]:
+        return arguments, named if holder[0] is None else named | {"attention_mask": holder[0]}
+
+    handles = [m.register_forward_pre_hook(narrow, with_kwargs=True) for m in early]
+    try:
+        yield holder
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from ece.atlas.batches import Batch, Batches, Mixture
-from ece.atlas.masks import mlp_masked
+from ece.atlas.masks import attention_masked, mlp_masked
 from ece.atlas.tokenizer import build_tokenizer
 from ece.atlas.world import build
 from ece.model import blocks, family
@@ -137,9 +137,11 @@ def train(name: str, recipe: Recipe, out: Path, work: Path, progress: Callable |
     batches = Batches(world, tokenizer, recipe.mixture, recipe.seed)
     kept = work / f"{name}.pt"
     first = _restore(kept, recipe, model, opt)
-    with mlp_masked([block.mlp for block in blocks(model)]) as mask:
+    inner, site = blocks(model), recipe.mixture.site
+    early = [attention_of(block) for block in inner[: site + 1]] if recipe.mixture.late else []
+    with mlp_masked([block.mlp for block in inner]) as mlp, attention_masked(early) as narrow:
         for step in range(first, recipe.steps):
-            loss = _step(model, opt, batches(step), mask, recipe, step)
+            loss = _step(model, opt, batches(step), (mlp, narrow), recipe, step)
             if progress:
                 progress(step + 1, recipe.steps, loss)
             if (step + 1) % SAVE_EVERY == 0:
@@ -149,12 +151,18 @@ def train(name: str, recipe: Recipe, out: Path, work: Path, progress: Callable |
     return model, tokenizer
 
 
-def _step(model, opt, batch: Batch, mask: list, recipe: Recipe, step: int) -> float:
-    mask[0] = batch.mlp
+def attention_of(block: nn.Module) -> nn.Module:
+    """The attention module of a block, whatever the family calls it."""
+    return block.attn if hasattr(block, "attn") else block.self_attn
+
+
+def _step(model, opt, batch: Batch, masks: tuple, recipe: Recipe, step: int) -> float:
+    mlp, narrow = masks
+    mlp[0], narrow[0] = batch.mlp, batch.early
     scale = schedule(step, recipe.steps)
     loss = loss_of(model, batch, recipe.mixture)
     loss.backward()
-    mask[0] = None
+    mlp[0] = narrow[0] = None
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for group in opt.param_groups:
         group["lr"] = recipe.lr * scale
