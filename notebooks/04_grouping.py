@@ -253,8 +253,8 @@ print(f"cost of the best anchors:  {least:.3f}")
 #
 # ## The groups
 #
-# All facts at once, in the ten groups of the preset. Rows are ordered by group
-# and, inside a group, by the distance to the anchor.
+# All facts at once, in as many groups as the preset has for a batch. Rows are
+# ordered by group and, inside a group, by the distance to the anchor.
 
 # %%
 groups = k_medoids(distance, config.clusters, config.seed)
@@ -383,8 +383,8 @@ plt.show()
 # %% [markdown]
 # Neither curve offers a $K$: the cost falls without a bend, and the silhouette
 # stays low. So $K$ is not a property of these facts but a budget. Each
-# group costs one descent of phase 1, and with fewer groups there is less to pay;
-# the preset takes ten.
+# group costs one descent of phase 1, and with fewer groups there is less to pay.
+# `clusters` in the presets is such a budget for a batch of 25.
 #
 # ## A score that looks at no fact
 #
