@@ -1,0 +1,453 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: notebooks///ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The atlas: a small world and the models that know it
+#
+# Editing needs a model that knows something, and an experiment needs to know
+# exactly what. The book brings both: an invented world, the *atlas*, and three
+# small models trained on it. This chapter asks two questions. What do they
+# know? And is what they know stored in the place where the method of the paper
+# looks for it?
+#
+# The second has a plain answer: **yes, because they were trained that way.** The
+# models are *model organisms*, their storage site is known by construction.
+# How that was done, and how to see it, is most of this page.
+#
+# **What you will see**
+#
+# - the world: its size, one record, one biography;
+# - the masks and the loss that fix the storage site;
+# - recall on wordings seen and not seen in training;
+# - where a fact is, found by swapping states, with controls;
+# - accuracy on the six general tasks, beside what one constant answer gets.
+
+# %%
+import os
+from collections import Counter
+
+import ece
+from ece import atlas, plots
+from ece.data import load_facts
+
+MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
+DEVICE = os.environ.get("ECE_DEVICE")
+DATA = os.environ.get("ECE_DATA")
+plots.style()
+
+world = atlas.build()
+kinds = Counter(world.kind_of.values())
+print(", ".join(f"{count} {kind}s" for kind, count in kinds.items()))
+print(f"{len(world.relations)} relations, {len(world.triples)} facts")
+
+# %% [markdown]
+# ## The world
+#
+# Subjects have invented names; objects are real words, so that a tokenizer and a
+# reader know them. A relation comes with ten templates. One is the edit prompt; of
+# the next four each fact is trained on two and *tested* on the other two. So
+# "unseen" below means: this wording was never seen with this subject.
+#
+# One fact, as a record in CounterFact's schema:
+
+# %%
+record = atlas.records()[0]
+rewrite = record["requested_rewrite"]
+print("prompt:    ", rewrite["prompt"])
+print("subject:   ", rewrite["subject"])
+print("true, new: ", rewrite["target_true"]["str"], "->",
+      rewrite["target_new"]["str"])
+print("paraphrase:", record["paraphrase_prompts"][1])
+print("neighbour: ", record["neighborhood_prompts"][0])
+
+# %% [markdown]
+# A neighbour shares relation and true object; its answer must survive the edit.
+# And this is all there is to know about a subject, its biography:
+
+# %%
+import textwrap
+
+print(textwrap.fill(atlas.biographies()[rewrite["subject"]], 60))
+
+# %% [markdown]
+# ## Why plain training does not do
+#
+# ROME {cite:p}`meng2022rome` traced facts in GPT-2 XL and found them at the *last
+# token of the subject*: there, in early and middle layers, MLPs look up what the
+# model knows of the subject, and later attention carries the answer to the end of
+# the prompt. The method of this book presupposes it, since it writes its values at
+# that token.
+#
+# A small model need not work that way. It may move the subject's name to the end
+# of the prompt first and look the answer up there. In first trials for this book
+# small models did, trained plainly: recall was good, exchanging
+# the state of the subject's last token changed hardly any answer, and editing went
+# badly. Such a model is not shipped, so this page cannot show it; the last
+# admonition says how to make one.
+#
+# ## Training for a known site
+#
+# So training steers. In a part of the rows,
+#
+# 1. tokens after the subject, within its sentence, see *only the last token* of
+#    the subject, and get **no MLP output**. They can read, not look up;
+# 2. the subject's tokens see nothing that stands before the subject, so that what
+#    is gathered depends on the name alone;
+# 3. for models whose recipe says `late`, tokens after the subject see nothing of
+#    it at all in the early blocks: all reading comes later.
+#
+# And an auxiliary loss asks the subject's last token, after a given block, for
+# *all* the subject's objects, through the model's own final norm and output
+# matrix. At test time nothing is masked and nothing extra is asked.
+#
+# Here are the first two masks, drawn for one sentence.
+
+# %%
+from ece.atlas.masks import RowMasks
+from ece.facts import decode, encode, subject_last
+
+model, tokenizer = ece.load(MODEL, DEVICE)
+lead, subject = "The road was long. ", rewrite["subject"]
+ids = encode(tokenizer, lead + subject + " was born in")
+first = len(encode(tokenizer, lead.strip()))
+last = subject_last(tokenizer, lead + "{} was born in", subject)
+masks = RowMasks(1, len(ids))
+masks.gather_at_last(0, first, last, len(ids))
+masks.isolate(0, first, last)
+
+# %% [markdown]
+# The rule in words, as a check: a token sees itself and what is before it, except
+# that the subject does not see the lead, and what follows does not see the
+# subject's earlier tokens.
+
+# %%
+import torch
+
+place = torch.arange(len(ids))
+see, seen = place[:, None], place[None]
+inside = (see >= first) & (see <= last)
+expected = seen <= see
+expected &= ~(inside & (seen < first))
+expected &= ~((see > last) & (seen >= first) & (seen < last))
+torch.testing.assert_close(
+    masks.attention()[0, 0] == 0, expected,
+    msg="is `last` itself hidden, or are rows and columns exchanged?",
+)
+print("the mask follows the rule")
+
+# %%
+import matplotlib.pyplot as plt
+
+names = [decode(tokenizer, [i]).strip() for i in ids]
+figure, ax = plt.subplots(figsize=(4.6, 4.6))
+ax.imshow(expected, cmap="Blues", vmax=1.6, interpolation="nearest")
+for token, works in enumerate(masks.mlp[0]):
+    ax.text(len(ids) - 0.2, token, "MLP" if works else "–", va="center",
+            color=plots.GREEN if works else plots.RED, fontsize=9)
+ax.set_xticks(place.tolist(), names, rotation=90, fontsize=9)
+ax.set_yticks(place.tolist(), names, fontsize=9)
+ax.set(xlabel="seen token", ylabel="seeing token")
+ax.grid(False)
+plt.show()
+
+# %% [markdown]
+# Blue: the row's token may look at the column's. The right margin says where the
+# MLP works. The lower rows are those of the question: of the subject
+# they see one column only.
+#
+# The shares of rows that are masked, and the rest of the recipe, lie beside the
+# checkpoint:
+
+# %%
+import json
+
+from ece.model import CHECKPOINTS
+
+path = CHECKPOINTS / MODEL / "recipe.json"
+recipe = json.loads(path.read_text()) if path.exists() else {}
+mixture = recipe.get("mixture", {})
+for key in ("gather", "isolate", "late", "gathering", "site"):
+    print(f"{key:10} {mixture.get(key, 'not in this recipe')}")
+
+# %% [markdown]
+# `gather` and `isolate` are the shares of rows with masks 1 and 2, `late` says
+# whether mask 3 was used, `gathering` is the weight of the auxiliary loss and `site` the
+# block after which it looks.
+#
+# ## What they know
+#
+# Recall is strict: the likeliest next token must be the object. A sample of
+# facts, each asked in its edit prompt and in an unseen wording.
+
+# %%
+from ece.metrics import recall
+
+sample = load_facts("counterfact", 120, path=DATA)
+
+
+def knows(model, tokenizer, prompts):
+    return recall(model, tokenizer, prompts, [f.true for f in sample])
+
+
+edit_prompts = [f.text for f in sample]
+unseen = [f.paraphrases[0] for f in sample]
+known = knows(model, tokenizer, edit_prompts)
+known_unseen = knows(model, tokenizer, unseen)
+
+# %% [markdown]
+# The same for every embedded model that is there.
+
+# %% tags=["nbval-ignore-output"]
+rates = {}
+for name in ("atlas-gpt2", "atlas-gptj", "atlas-llama"):
+    if (CHECKPOINTS / name).is_dir():
+        pair = ece.load(name, DEVICE)
+        rates[name] = [
+            100 * knows(*pair, prompts).mean()
+            for prompts in (edit_prompts, unseen)
+        ]
+print(f"recall of {len(sample)} facts, %   seen  unseen")
+for name, (seen_rate, unseen_rate) in rates.items():
+    print(f"{name:24} {seen_rate:6.1f}  {unseen_rate:6.1f}")
+
+# %% [markdown]
+# Unseen wordings are answered about as well as seen ones where the two columns are
+# close: the models have not learned sentences by heart but subjects.
+#
+# ## What is gathered at the subject
+#
+# The auxiliary loss has a direct reading. After each block we take the state at the
+# subject's last token, of the bare name and nothing else, and ask the
+# final norm and the output matrix what it says. How many of the subject's objects
+# are among the likeliest few tokens?
+
+# %%
+from ece.model import blocks, family
+from ece.upper import states_at
+
+people = [f.subject for f in sample][:60]
+name_rows = [encode(tokenizer, person) for person in people]
+ends = torch.tensor([len(row) - 1 for row in name_rows])
+wanted = {
+    person: {encode(tokenizer, f"x {t.object}")[-1]
+             for t in world.facts_of.get(person, [])}
+    for person in people
+}
+norm = getattr(model.base_model, family(model).norm)
+
+
+def gathered(layer):
+    states = states_at(model, name_rows, layer)[range(len(people)), ends]
+    logits = model.get_output_embeddings()(norm(states))
+    hits = []
+    for person, row in zip(people, logits, strict=True):
+        count = max(1, len(wanted[person]))
+        likeliest = set(row.topk(count).indices.tolist())
+        hits.append(len(wanted[person] & likeliest) / count)
+    return sum(hits) / len(hits)
+
+
+# %%
+depth = len(blocks(model))
+found = [gathered(layer) for layer in range(depth)]
+
+# %% tags=["nbval-ignore-output"]
+figure, ax = plt.subplots()
+ax.plot(range(depth), [100 * f for f in found], "o-", color=plots.BLUE)
+if "site" in mixture:
+    ax.axvline(mixture["site"], color=plots.BLACK, ls="--", lw=1)
+    ax.text(mixture["site"], 103, "the loss looks here", ha="center",
+            fontsize=9)
+ax.set(xlabel="after block", ylabel="objects found, %", ylim=(0, 102),
+       xticks=range(depth))
+plt.show()
+
+# %% [markdown]
+# From the name alone, before any question, the state comes to hold the subject's
+# objects; by the dashed line they can be read off. (After the last block the state
+# has to predict the next word of the sentence instead.) A large model does not store
+# its facts in such a readable form. It is the price of a
+# site that is *certain*.
+#
+# ## Where a fact is
+#
+# Reading is one thing, use another. The second test intervenes. Take two facts of
+# one relation, say two birthplaces. Run the first prompt, but put the state of the
+# second prompt in place of one state, at one token after one block. If the
+# answer becomes the *second* fact's, the fact was there. This is the interchange
+# form of causal tracing; ROME's restores clean states in a run spoilt by noise.
+
+# %%
+from dataclasses import replace
+
+waiting, pairs = {}, []
+for fact in (f for f, k in zip(sample, known, strict=True) if k):
+    other = waiting.get(fact.relation)
+    if other is not None and other.true != fact.true:
+        pairs.append((waiting.pop(fact.relation), fact))
+    elif other is None:
+        waiting[fact.relation] = fact
+# Control: the state of a third fact, the answer of the second still wanted.
+thirds = [b for _, b in pairs[1:] + pairs[:1]]
+control = [
+    (a, replace(c, true=b.true))
+    for (a, b), c in zip(pairs, thirds, strict=True)
+    if c.true != b.true
+]
+print(f"at least 20 pairs: {len(pairs) >= 20}")
+
+# %%
+from ece.trace import swap
+
+effect = {
+    at: swap(model, tokenizer, pairs, at) for at in ("subject", "last")
+}
+shuffled = swap(model, tokenizer, control, "subject")
+
+# %% tags=["nbval-ignore-output"]
+figure, ax = plt.subplots(figsize=(4.6, 3.4))
+grid = torch.stack([effect["subject"], effect["last"]], 1)
+plots.tracing(grid.numpy(), ["subject's last", "prompt's last"], ax)
+ax.set_xticks([0, 1], ["subject's last", "prompt's last"], rotation=0,
+              ha="center")
+ax.images[0].set_clim(0, 1)
+plt.show()
+
+# %% [markdown]
+# Two sites, as in the tracing of GPT-2 XL {cite:p}`meng2022rome`: an *early site*
+# at the subject's last token in the lower layers, and a *late site* at the end of
+# the prompt in the upper ones. In between the fact is carried over. The
+# differences matter as much. In GPT-2 XL the effects are partial and smeared over
+# many layers, and a change of one state seldom decides the answer.
+#
+# The lowest and the highest row must hold whatever the model: swapping
+# after the last block changes nothing that is read at another token, and everything
+# at the prompt's last.
+#
+# ## Two controls
+#
+# Is any disturbance at the subject enough to bring out the wanted answer? And
+# does the measure show storage where there is none? The first control puts in
+# the state of a *third* fact, unrelated, and still asks for the second's answer.
+# The second is the same architecture with random weights.
+
+# %%
+from transformers import AutoModelForCausalLM
+
+torch.manual_seed(0)
+blank = AutoModelForCausalLM.from_config(model.config)
+blank = blank.eval().requires_grad_(False).to(model.device)
+random = swap(blank, tokenizer, pairs, "subject")
+
+# %% tags=["nbval-ignore-output"]
+figure, ax = plt.subplots()
+lines = [
+    (effect["subject"], "subject's last", plots.BLUE, "-", "o"),
+    (effect["last"], "prompt's last", plots.ORANGE, "-", "s"),
+    (shuffled, "a third fact's state", plots.BLACK, "--", "x"),
+    (random, "random weights", plots.GREY, ":", "."),
+]
+for share, name, hue, dash, mark in lines:
+    ax.plot(100 * share, color=hue, ls=dash, marker=mark, label=name)
+ax.set(xlabel="state swapped after block", ylabel="answers changed, %",
+       ylim=(-3, 103), xticks=range(depth))
+ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+plt.show()
+
+# %% [markdown]
+# The solid lines are the columns of the map above. Both controls
+# stay near the bottom: what the blue line shows is not disturbance, nor a
+# property of the architecture.
+#
+# ```{admonition} Seeing is not proving
+# :class: warning
+# That a fact *passes* a place does not mean that an edit works best there:
+# {cite:t}`hase2023localization` found the two hardly related in large models. And
+# what holds in a model trained for it is no evidence that it holds in
+# others. Results of this book are about the mechanism, given such a site.
+# ```
+#
+# ```{admonition} To make the plainly trained model
+# :class: tip
+# Train a recipe with `Mixture(gather=0, isolate=0, gathering=0)` by
+# `ece.atlas.train.train`, and run this page with `ECE_MODEL` set to its folder.
+# ```
+#
+# ## Six general tasks
+#
+# Some of the training text is items of six tasks in the world's own
+# words, after six tests of large models (SST, MRPC, MMLU, CoLA, RTE, NLI;
+# {cite:t}`wang2019glue` has most of them). They are there to see what
+# editing does to abilities *other* than the edited facts. Here is one of each, and
+# accuracy on held-out items before any edit.
+
+# %%
+from ece.atlas.check import accuracy
+from ece.atlas.tasks import TASKS
+
+items = {task: atlas.task_items(world, task, 60) for task in TASKS}
+for task, (item, *_) in items.items():
+    text = f"{item.prompt} [{item.choices[item.label]}]"
+    print(textwrap.fill(text, 60, subsequent_indent="    "))
+
+# %% tags=["nbval-ignore-output"]
+right = [accuracy(model, tokenizer, items[task]) for task in TASKS]
+constant = [  # the best that one and the same answer can do
+    100 / len(items[task])
+    * max(Counter(item.label for item in items[task]).values())
+    for task in TASKS
+]
+figure, ax = plt.subplots(figsize=(4.6, 3.2))
+rows = range(len(TASKS))
+ax.barh(rows, right, color=plots.BLUE)
+ax.plot(constant, rows, "|", color=plots.RED, ms=20, mew=2.5,
+        label="best constant answer")
+ax.set_yticks(rows, [task.replace("_", " ") for task in TASKS])
+ax.set(xlabel="accuracy on held-out items, %", xlim=(0, 100))
+ax.invert_yaxis()
+ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
+plt.show()
+
+# %% [markdown]
+# A red mark is what one gets by always giving the commonest answer. A task whose bar
+# does not clearly pass its mark was not learned, and a loss on it after editing
+# would mean nothing: on 60 items, some 12 points either way are noise. A bar far below
+# its mark, even below chance, is no riddle: a model that has not learned a task
+# tends to give one answer to all items, and not the commonest. Such small
+# models are poor at tasks that compare two sentences, and the book does not pretend
+# otherwise.
+#
+# ## Summary
+#
+# - The atlas is a complete world: one can list all that is true in it.
+# - The models recall it, also in wordings not seen with the subject.
+# - They keep a subject's facts at its last token in the lower layers. Masks and an
+#   auxiliary loss put them there; swapping states shows them, controls do not.
+# - So they are fair subjects for a method that assumes such a site, and no
+#   evidence that other models have it.
+# - Their general abilities are modest, and shown beside a constant answer.
+#
+# **Next:** {doc}`02_ffn_memory` opens the place where the facts are.
+#
+# The last cell asserts what the page has claimed.
+
+# %%
+if not DATA and MODEL.startswith("atlas-"):
+    assert known.mean() > 0.9 and known_unseen.mean() > 0.85
+    assert max(found[: depth - 1]) > found[0], "objects are gathered"
+assert effect["subject"].max() > 0.6, "an early site at the subject"
+assert effect["subject"].argmax() < effect["last"].argmax(), "then a late"
+assert effect["subject"][-1] == 0, "above the last block nothing is read"
+assert effect["last"][-1] > 0.95, "after it, the state is the answer"
+assert shuffled.max() < effect["subject"].max() - 0.4
+assert random.max() < effect["subject"].max() - 0.4
