@@ -297,7 +297,7 @@ for fact in (f for f, k in zip(sample, known, strict=True) if k):
         pairs.append((waiting.pop(fact.relation), fact))
     elif other is None:
         waiting[fact.relation] = fact
-# Control: the state of a third fact, the answer of the second still wanted.
+# Control: a third fact's state, the second's answer still wanted.
 thirds = [b for _, b in pairs[1:] + pairs[:1]]
 control = [
     (a, replace(c, true=b.true))
@@ -396,7 +396,7 @@ from ece.atlas.check import accuracy
 from ece.atlas.tasks import TASKS
 
 items = {task: atlas.task_items(world, task, 60) for task in TASKS}
-for task, (item, *_) in items.items():
+for item, *_ in items.values():
     text = f"{item.prompt} [{item.choices[item.label]}]"
     print(textwrap.fill(text, 60, subsequent_indent="    "))
 
