@@ -86,15 +86,8 @@ def descend(
         gradient = torch.zeros_like(total)
         for chunk in chunks:
             at = chunk.facts
-            nll[at] = _push(
-                chunk,
-                total,
-                owner,
-                weight[at] if step < steps else None,
-                norms[at],
-                config,
-                gradient,
-            )
+            share = weight[at] if step < steps else None
+            nll[at] = _push(chunk, total, owner, share, norms[at], config, gradient)
         losses.append(nll.clone())
         live = _unfinished(nll, owner, weight, config.stop)
         if step == steps or not live.any():
@@ -103,15 +96,9 @@ def descend(
         moments, move = _adam(moments, gradient, step + 1)
         total = _clamped(total - config.lr * move * live[:, None], limit)
         taken += live
-    fill = [losses[-1]] * (steps + 1 - len(losses))
+    told = torch.stack(losses + [losses[-1]] * (steps + 1 - len(losses)))
     return Values(
-        problem.layer,
-        hidden,
-        total[owner],
-        torch.stack(losses + fill),
-        problem.nll,
-        taken[owner],
-        problem.holds,
+        problem.layer, hidden, total[owner], told, problem.nll, taken[owner], problem.holds
     )
 
 

@@ -101,3 +101,16 @@ def test_spreading_writes_the_whole_residual_in_the_end():
         written = written + spread(residual - written, "even", left)
     torch.testing.assert_close(written, residual)
     assert torch.equal(spread(residual, "boundary", 2), residual)
+
+
+def test_a_ridge_keeps_silent_neurons_small():
+    """A neuron that the old text never drives would be filled with noise; a ridge prevents it."""
+    R, K, C0, history, _ = problem()
+    full = torch.ones(12, dtype=torch.bool)
+    C0[:, 0] = C0[0] = 0
+    C0[0, 0] = 1e-9
+    K[:, 0] *= 1e-3
+    bare, held = (solve_update(R, K, C0, None, full, 3.0, ridge) for ridge in (0.0, 1e-2))
+    assert held[:, 0].norm() < bare[:, 0].norm() / 10
+    lifted = C0 + 1e-2 * C0.diagonal().mean() * torch.eye(12).double()
+    torch.testing.assert_close(held, solve_update(R, K, lifted, None, full, 3.0))
