@@ -32,12 +32,12 @@
 # To edit is to turn a model $f_\theta$ into one, $f_{\theta'}$, that gives the
 # new answer $y_i^e$ inside the scope of the edit and the old one outside it:
 #
-# $$
+# \begin{equation*}
 # f_{\theta'}(x_i) = \begin{cases}
 #   y_i^e & x_i \in I_\text{edit} \\
 #   f_\theta(x_i) & x_i \in O_\text{edit}
 # \end{cases} \tag{1}
-# $$
+# \end{equation*}
 #
 # Three optional variables say where the chapter runs: the model, the device, and
 # a file of CounterFact records. Without them it is an embedded model on the CPU.

@@ -220,10 +220,12 @@ plt.show()
 # The paper writes the update as a compromise between new pairs $(K_1, V_1)$ and
 # old ones $(K_0, V_0)$, keys and values being columns:
 #
-# $$
-# \Delta = \arg\min_{\Delta} \lVert (W+\Delta)K_1 - V_1 \rVert^2
-# + \lVert (W+\Delta)K_0 - V_0 \rVert^2 \tag{3}
-# $$
+# \begin{equation*}
+# \begin{aligned}
+# \Delta = \arg\min_{\Delta}\; & \lVert (W+\Delta)K_1 - V_1 \rVert^2 \\
+# {}+{} & \lVert (W+\Delta)K_0 - V_0 \rVert^2
+# \end{aligned} \tag{3}
+# \end{equation*}
 #
 # Nobody has a list of a model's old keys. But the second term needs only their
 # second moment: as $W K_0 = V_0$, it equals
@@ -272,10 +274,12 @@ plt.show()
 #
 # Setting the derivative of Eq 3 to zero gives
 #
-# $$
-# \Delta = R K_1^\top \left( \lambda C_0 + K_1 K_1^\top \right)^{-1},
-# \qquad R = V_1 - W K_1 \tag{4}
-# $$
+# \begin{equation*}
+# \begin{aligned}
+# \Delta &= R K_1^\top \left( \lambda C_0 + K_1 K_1^\top \right)^{-1} \\
+# R &= V_1 - W K_1
+# \end{aligned} \tag{4}
+# \end{equation*}
 #
 # where $C_0 = \mathbb{E}[k k^\top]$. Here $R$ is the change $z_i - h_i$
 # that each fact needs. In the code a fact is a row of $K$, so $K_1$ of the paper

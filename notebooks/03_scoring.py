@@ -149,11 +149,12 @@ plt.show()
 #
 # Eq 8 takes the smallest set that holds a share $p$ of the total:
 #
-# $$
-# \mathcal{I} = \arg\min_{\mathcal{I}} |\mathcal{I}|
-# \quad \text{s.t.} \quad
-# \sum_{j \in \mathcal{I}} Q_{ij} \ge p \sum_{j=1}^{N} Q_{ij} \tag{8}
-# $$
+# \begin{equation*}
+# \begin{aligned}
+# \mathcal{I} &= \arg\min_{\mathcal{I}} |\mathcal{I}| \\
+# \text{s.t.}\; & \sum_{j \in \mathcal{I}} Q_{ij} \ge p \sum_{j=1}^{N} Q_{ij}
+# \end{aligned} \tag{8}
+# \end{equation*}
 #
 # Sort, add up, stop as soon as the sum has reached the share.
 
