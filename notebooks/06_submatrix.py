@@ -343,7 +343,7 @@ for shift, (name, delta) in enumerate(
 ax.set_yticks(range(2), [n.replace(", ", ",\n") for n in parts])
 ax.invert_yaxis()
 ax.set(xlabel="in units of the second batch's $\\|R\\|$")
-ax.legend()
+figure.legend(loc="outside upper center", ncols=2)
 plt.show()
 
 # %% [markdown]
