@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("chapters", nargs="*", help="beginnings of names; none means all")
     parser.add_argument("--into", type=Path, help="folder that `run` fills")
     parser.add_argument("--jobs", type=int, default=2)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     chapters = chosen(options.chapters)
     if options.command == "refresh":
         into = ROOT / "notebooks"

@@ -96,7 +96,7 @@ TASKS = {
 }
 
 
-def held_out(world: World, task: str, n: int = 200, seed: int = 1) -> list[Item]:
+def held_out(world: World, task: str, n: int = 100, seed: int = 1) -> list[Item]:
     """The n test items of a task: those whose prompts `training_item` never yields."""
     rng = random.Random(f"{world.seed}/{task}/{seed}")
     items: dict[str, Item] = {}
