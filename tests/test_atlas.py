@@ -62,6 +62,11 @@ def test_held_out_task_items_never_train(world):
     assert not tests & {training_item(world, rng).prompt for _ in range(3000)}
 
 
+def test_asking_for_more_items_than_there_are_is_an_error(world):
+    with pytest.raises(ValueError, match="sentiment' has only"):
+        held_out(world, "sentiment", 500)
+
+
 def test_records_read_as_counterfact(world):
     made = records()
     facts = facts_from_counterfact(made)

@@ -18,6 +18,8 @@ FRAMES = [
 GOOD = "wonderful lovely superb charming brilliant delightful splendid moving great clever".split()
 BAD = "dreadful boring awful clumsy painful dull terrible tedious horrible stupid".split()
 LETTERS = "ABCD"
+TRIES = 200
+"""Draws per held-out item after which a task counts as exhausted."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,19 @@ TASKS = {
 
 
 def held_out(world: World, task: str, n: int = 100, seed: int = 1) -> list[Item]:
-    """The n test items of a task: those whose prompts `training_item` never yields."""
+    """The n test items of a task: those whose prompts `training_item` never yields.
+
+    Raises ValueError if the task has fewer (sentiment has little more than a hundred).
+    """
     rng = random.Random(f"{world.seed}/{task}/{seed}")
     items: dict[str, Item] = {}
-    while len(items) < n:
+    for _ in range(TRIES * n):
         item = TASKS[task](world, rng)
         if is_held_out(item):
             items[item.prompt] = item
-    return list(items.values())
+        if len(items) == n:
+            return list(items.values())
+    raise ValueError(f"task '{task}' has only {len(items)} held-out items, {n} were asked for")
 
 
 def training_item(world: World, rng: random.Random) -> Item:
