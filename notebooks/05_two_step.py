@@ -157,8 +157,11 @@ print(f"relative gap to the loop by hand: {gap:.0e}")
 # takes the first 20 of 25 steps, alone:
 #
 # $$
-# U_u = \arg\min_{\delta} -\log
-#   \mathbb{P}_{G(h_\text{anc}^L + \delta)}(y_\text{anc}^e \mid x_\text{anc}) \tag{11}
+# \begin{aligned}
+# U_u = \arg\min_{\delta}\, &{-\log}\,
+#   \mathbb{P}_{G(h_\text{anc}^L + \delta)} \\
+#   &(y_\text{anc}^e \mid x_\text{anc})
+# \end{aligned} \tag{11}
 # $$
 #
 # ## Phase 2: every fact from there
@@ -166,8 +169,11 @@ print(f"relative gap to the loop by hand: {gap:.0e}")
 # Each fact starts where its anchor stopped and takes five steps on its own loss,
 #
 # $$
-# \delta_i^* = \arg\min_{\delta_i} -\log
-#   \mathbb{P}_{G(h_i^L + U_u + \delta_i)}(y_i^e \mid x_i), \quad i \in C_u \tag{12}
+# \begin{aligned}
+# \delta_i^* = \arg\min_{\delta_i}\, &{-\log}\,
+#   \mathbb{P}_{G(h_i^L + U_u + \delta_i)} \\
+#   &(y_i^e \mid x_i), \quad i \in C_u
+# \end{aligned} \tag{12}
 # $$
 #
 # and the two parts together are its value:
@@ -222,7 +228,7 @@ at_start = problem.nll[members].mean()
 at_U = second.losses[0][members].mean()
 
 # %% tags=["nbval-ignore-output"]
-print("NLL of the own new answer, in nats per token, members only")
+print("NLL of the own new answer, nats per token")
 print(f"anchors, after their 20 steps: {end_of_anchor:6.2f}")
 print(f"members, at U = 0:             {at_start:6.2f}")
 print(f"members, at their anchor's U:  {at_U:6.2f}")
@@ -435,12 +441,12 @@ for name, found in values.items():
     state = ece.undo(model, edited)
 
 # %% tags=["nbval-ignore-output"]
-print("         passes   NLL  effic. gener. speci.  score")
+print("        pass  NLL   eff.  gen.  spec. score")
 summary = {name: rates.summary() for name, rates in scores.items()}
 for name, rates in summary.items():
-    row = f"{name:8} {count[name]:6} {values[name].losses[-1].mean():5.2f}"
+    row = f"{name:7}{count[name]:5}{values[name].losses[-1].mean():5.2f}"
     kinds = ("efficacy", "generalization", "specificity", "score")
-    print(row, *(f"{rates[kind]:6.1f}" for kind in kinds))
+    print(row, *(f"{rates[kind]:5.1f}" for kind in kinds))
 
 # %% tags=["nbval-ignore-output"]
 figure, ax = plt.subplots(figsize=(4.6, 2.8))

@@ -24,7 +24,7 @@
 #
 # - the update rebuilt in a few lines, and reached again by plain gradient descent;
 # - the norm of its columns: exactly zero where nothing was chosen;
-# - all neurons chosen: MEMIT, to the last bit;
+# - all neurons chosen: MEMIT;
 # - the history term, the spreading over layers, and what is left at the end.
 
 # %%
@@ -94,9 +94,11 @@ print(f"{int(mask.sum())} of {len(mask)} neurons chosen")
 # The paper states the problem for the chosen part $\hat\Delta$ of the update:
 #
 # $$
-# \hat\Delta = \arg\min_{\hat\Delta} \left(
-#   \lVert (W + \hat\Delta) K_1 - V_1 \rVert^2
-#   + \lVert (W + \hat\Delta) K_0 - V_0 \rVert^2 \right) \tag{19}
+# \begin{aligned}
+# \hat\Delta = \arg\min_{\hat\Delta} \bigl(
+#   &\lVert (W + \hat\Delta) K_1 - V_1 \rVert^2 \\
+#   + &\lVert (W + \hat\Delta) K_0 - V_0 \rVert^2 \bigr)
+# \end{aligned} \tag{19}
 # $$
 #
 # The first term wants the new facts, the second the old ones. Since
@@ -105,8 +107,10 @@ print(f"{int(mask.sum())} of {len(mask)} neurons chosen")
 # first is $\lVert \hat\Delta \hat K_1 - R \rVert^2$. The solution is
 #
 # $$
-# \hat\Delta^* = \hat R \hat K_1^\top \hat C^{-1}, \qquad
-# \hat C = \hat K_0 \hat K_0^\top + \hat K_1 \hat K_1^\top \tag{14}
+# \begin{aligned}
+# \hat\Delta^* &= \hat R \hat K_1^\top \hat C^{-1} \\
+# \hat C &= \hat K_0 \hat K_0^\top + \hat K_1 \hat K_1^\top
+# \end{aligned} \tag{14}
 # $$
 #
 # with hats for the rows and columns in $\mathcal{I}$, and $K_0 K_0^\top$
@@ -311,8 +315,11 @@ print(f"share of the output that is asked for twice: {twice:.0%}")
 # $K_0 K_0^\top$". So the keys of earlier batches join the old ones,
 #
 # $$
-# \hat C = \lambda\,\mathbb{E}[k k^\top]_{\mathcal{II}} + H_{\mathcal{II}}
-#   + \hat K_1 \hat K_1^\top, \qquad H = \sum_\text{earlier} k k^\top
+# \begin{aligned}
+# \hat C &= \lambda\,\mathbb{E}[k k^\top]_{\mathcal{II}} + H_{\mathcal{II}}
+#   + \hat K_1 \hat K_1^\top \\
+# H &= \sum_\text{earlier} k k^\top
+# \end{aligned}
 # $$
 #
 # Note the units: a mean over tokens times $\lambda$, but a *sum* over edits.

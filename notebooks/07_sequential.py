@@ -122,8 +122,8 @@ for name, (some, batch) in four.items():
 #
 # Eight batches of eight facts, in six ways. `METHODS` holds what each name
 # stands for; everything else, solver and layers and $\lambda$, is the same. With
-# eight facts a batch the preset's ten groups would be more than there are
-# facts, so here a batch has two.
+# eight facts a batch the preset's groups would be more than there are facts, so
+# here a batch has two.
 
 # %%
 methods = list(ece.METHODS)
@@ -138,7 +138,8 @@ def setting(method, name=MODEL):
 
 
 for method in methods:
-    print(f"{method:14}", *ece.METHODS[method].items())
+    pairs = ece.METHODS[method].items()
+    print(f"{method:14}", *(f"{name}={value}" for name, value in pairs))
 
 # %% [markdown]
 # Every rate is taken twice, because a long sequence can undo its own early edits and
