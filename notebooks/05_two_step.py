@@ -156,25 +156,25 @@ print(f"relative gap to the loop by hand: {gap:.0e}")
 # For each group $C_u$ with anchor $x_\text{anc}$ ({doc}`04_grouping`) the anchor
 # takes the first 20 of 25 steps, alone:
 #
-# $$
+# \begin{equation*}
 # \begin{aligned}
 # U_u = \arg\min_{\delta}\, &{-\log}\,
 #   \mathbb{P}_{G(h_\text{anc}^L + \delta)} \\
 #   &(y_\text{anc}^e \mid x_\text{anc})
 # \end{aligned} \tag{11}
-# $$
+# \end{equation*}
 #
 # ## Phase 2: every fact from there
 #
 # Each fact starts where its anchor stopped and takes five steps on its own loss,
 #
-# $$
+# \begin{equation*}
 # \begin{aligned}
 # \delta_i^* = \arg\min_{\delta_i}\, &{-\log}\,
 #   \mathbb{P}_{G(h_i^L + U_u + \delta_i)} \\
 #   &(y_i^e \mid x_i), \quad i \in C_u
 # \end{aligned} \tag{12}
-# $$
+# \end{equation*}
 #
 # and the two parts together are its value:
 #

@@ -93,25 +93,25 @@ print(f"{int(mask.sum())} of {len(mask)} neurons chosen")
 #
 # The paper states the problem for the chosen part $\hat\Delta$ of the update:
 #
-# $$
+# \begin{equation*}
 # \begin{aligned}
 # \hat\Delta = \arg\min_{\hat\Delta} \bigl(
 #   &\lVert (W + \hat\Delta) K_1 - V_1 \rVert^2 \\
 #   + &\lVert (W + \hat\Delta) K_0 - V_0 \rVert^2 \bigr)
 # \end{aligned} \tag{19}
-# $$
+# \end{equation*}
 #
 # The first term wants the new facts, the second the old ones. Since
 # $W K_0 = V_0$, the second is $\lVert \hat\Delta \hat K_0 \rVert^2$: what
 # the update does to old keys. And since $V_1 - W K_1$ is the residual $R$, the
 # first is $\lVert \hat\Delta \hat K_1 - R \rVert^2$. The solution is
 #
-# $$
+# \begin{equation*}
 # \begin{aligned}
 # \hat\Delta^* &= \hat R \hat K_1^\top \hat C^{-1} \\
 # \hat C &= \hat K_0 \hat K_0^\top + \hat K_1 \hat K_1^\top
 # \end{aligned} \tag{14}
-# $$
+# \end{equation*}
 #
 # with hats for the rows and columns in $\mathcal{I}$, and $K_0 K_0^\top$
 # replaced by $\lambda\,\mathbb{E}[k k^\top]$. In code a fact is a *row* of
@@ -314,13 +314,13 @@ print(f"share of the output that is asked for twice: {twice:.0%}")
 # becomes the reference knowledge for subsequent rounds, which requires updating
 # $K_0 K_0^\top$". So the keys of earlier batches join the old ones,
 #
-# $$
+# \begin{equation*}
 # \begin{aligned}
 # \hat C &= \lambda\,\mathbb{E}[k k^\top]_{\mathcal{II}} + H_{\mathcal{II}}
 #   + \hat K_1 \hat K_1^\top \\
 # H &= \sum_\text{earlier} k k^\top
 # \end{aligned}
-# $$
+# \end{equation*}
 #
 # Note the units: a mean over tokens times $\lambda$, but a *sum* over edits.
 # We write a second batch with and without $H$ and look at what it does to the
