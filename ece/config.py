@@ -11,7 +11,7 @@ CHOICES = {
     "spread": ("even", "boundary"),
     "values_from": ("original", "current"),
 }
-AT_LEAST_ONE = ("steps", "own_steps", "context_tokens", "max_tokens")
+AT_LEAST_ONE = ("steps", "own_steps", "context_tokens", "undo", "max_tokens")
 NOT_NEGATIVE = ("ridge", "weight_decay", "kl_factor", "contexts", "seed")
 POSITIVE = ("lr", "clamp", "lam")
 
@@ -54,6 +54,8 @@ class Config:
     """Whether keys of earlier batches count as knowledge to keep (a sum of $k k^T$)."""
     stop: float | None = None
     """A fact leaves the descent once its NLL (nats per token) is below; None: never."""
+    stop_sure: bool = False
+    """A fact also leaves once its target is the likeliest text under every context."""
     keys: str = "mixed"
     """"mixed": half the bare prompt's key, half the mean over contexts; or "bare"."""
     spread: str = "even"
@@ -67,6 +69,8 @@ class Config:
     """Length of a prefix in tokens, >= 1."""
     seed: int = 0
     """Seed of the prefixes and of the clustering, >= 0."""
+    undo: int = 5
+    """Batches that can be undone, >= 1; what older ones leave behind does not grow."""
     max_tokens: int = 16384
     """Memory budget, >= 1: tokens (rows times padded length) that one forward holds."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ece.config import Config
 from ece.errors import StateError
 from ece.facts import Fact, validate
-from ece.keys import keys_and_states, mix, subject_rows
+from ece.keys import keys_and_states, mix, subject_rows, walk_to_subjects
 from ece.loss import prepare
 from ece.model import fingerprint, sites
 from ece.report import Report, value_part
@@ -19,17 +19,18 @@ from ece.solve import solve_reported, spread
 from ece.state import (
     Batch,
     EditState,
-    added,
     check_finite,
     check_layers,
     check_weights,
     new_state,
+    pushed,
     restore,
     undo,
 )
 from ece.stats import Stats, check
 from ece.storage import load_state, load_values, open_run, save_batch, save_state, save_values
 from ece.values import Values, two_step
+from ece.walk import Walk
 
 __all__ = [
     "EditState",
@@ -95,8 +96,9 @@ def edit_batch(
     record = {"norms": {}, "jitter": {}, "seconds": seconds}
     try:
         rows = subject_rows(tokenizer, facts, state.contexts)
+        walk = walk_to_subjects(model, rows, len(facts), config.max_tokens)
         for layer, goal, left in _plan(values, config):
-            _edit_layer(model, rows, stats, state, config, layer, goal, left, done, record)
+            walk = _edit_layer(walk, stats, state, config, layer, goal, left, done, record)
     except BaseException:
         restore(model, done["masks"], done["before"])
         raise
@@ -106,12 +108,7 @@ def edit_batch(
     report = Report(
         **value_part(facts, values), layers=layers, neurons=neurons, masks=done["masks"], **record
     )
-    after = replace(
-        state,
-        weights=fingerprint(model, state.layers),
-        history=added(state.history, batch.keys),
-        batches=state.batches + (batch,),
-    )
+    after = replace(pushed(state, batch, config.undo), weights=fingerprint(model, state.layers))
     return after, report
 
 
@@ -123,22 +120,23 @@ def _plan(values: Values, config: Config) -> list[tuple[int, Values, int]]:
     return [(layer, values, count - i) for i, layer in enumerate(config.layers)]
 
 
-def _edit_layer(model, rows, stats, state, config, layer, goal, left, done, record) -> None:
-    """Solve for one layer with the keys of the model as it is now, and write the update."""
+def _edit_layer(walk, stats, state, config, layer, goal, left, done, record) -> Walk:
+    """Solve for one layer with the keys of the model as it is now, and write the update.
+
+    Returns the walk before `layer`, where the next layer's keys go on.
+    """
     began = time.perf_counter()
-    site = sites(model, (layer,))[0]
-    keys, states = keys_and_states(
-        model, rows, len(goal.hidden), layer, goal.layer, config.max_tokens
-    )
+    site = sites(walk.model, (layer,))[0]
+    walk, keys, states = keys_and_states(walk, len(goal.hidden), layer, goal.layer)
     K = mix(keys, config.keys)
     check_finite(f"keys at layer {layer}", K)
     R = spread(goal.z.to(states) - states, config.spread, left)
     middle = time.perf_counter()
     share = 1.0 if config.scorer == "all" else config.p
     mask = batch_set(scores(config.scorer, K, site.weight), share)
-    history = state.history.get(layer) if config.history else None
+    folded, recent = _history(state, layer) if config.history else (None, None)
     moment = stats.moments[layer]
-    delta, jitter = solve_reported(R.T, K, moment, history, mask, config.lam, config.ridge)
+    delta, jitter = solve_reported(R.T, K, moment, folded, mask, config.lam, config.ridge, recent)
     weight = site.weight
     before = weight[:, mask].clone()
     # Sum in float64, round once: half-precision weights keep as much of the update as they can.
@@ -151,6 +149,11 @@ def _edit_layer(model, rows, stats, state, config, layer, goal, left, done, reco
     record["norms"][layer], record["jitter"][layer] = float(delta.norm()), jitter
     record["seconds"]["keys"] += middle - began
     record["seconds"]["solve"] += time.perf_counter() - middle
+    return walk
+
+
+def _history(state: EditState, layer: int) -> tuple[Tensor | None, Tensor | None]:
+    return state.folded.get(layer), state.recent(layer)
 
 
 def _check(model, tokenizer, facts, stats, state, config) -> None:
@@ -220,10 +223,10 @@ def _ahead(model, tokenizer, parts, state, config, save_to, progress) -> dict[in
     if config.values_from == "current":
         return {}
     found = {}
-    for number in range(len(state.batches), len(parts)):
+    for number in range(state.done, len(parts)):
         kept = None if save_to is None else load_values(save_to, number)
         if kept is None:
-            if state.batches:
+            if state.done:
                 raise StateError(f"{save_to} lost the values of batch {number}; start anew")
             kept = compute_values(model, tokenizer, parts[number], state, config)
             if save_to is not None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ece.facts import Fact, by_length, locate
 from ece.hooks import capture
 from ece.model import sites
-from ece.upper import states_at
+from ece.walk import Walk, advance, common, passes, start
 
 
 def subject_rows(tokenizer, facts: list[Fact], templates: tuple[str, ...]) -> list[list[int]]:
@@ -33,35 +33,33 @@ def mix(keys: Float[Tensor, "edit context ff"], how: str) -> Float[Tensor, "edit
     return keys[:, 0] / 2 + keys[:, 1:].mean(1) / 2
 
 
-@torch.no_grad()
-def read(
-    model: nn.Module, rows: list[list[int]], layer: int, max_tokens: int
-) -> tuple[Float[Tensor, "row ff"], Float[Tensor, "row model"]]:
-    """Keys at `layer` and states after its block, both at each row's last token."""
-    keys, states = [], []
-    chunks = by_length([len(row) for row in rows], max_tokens)
-    for chunk in chunks:
-        last = torch.tensor([len(rows[i]) - 1 for i in chunk])
-        with capture(sites(model, (layer,))) as found:
-            stream = states_at(model, [rows[i] for i in chunk], layer)
-        each = torch.arange(len(chunk))
-        keys.append(found[layer][each, last])
-        states.append(stream[each, last])
-    back = torch.tensor([i for chunk in chunks for i in chunk]).argsort()
-    return torch.cat(keys)[back], torch.cat(states)[back]
+def walk_to_subjects(model: nn.Module, rows: list[list[int]], edits: int, max_tokens: int) -> Walk:
+    """The rows of `subject_rows` before block 0, like rows sharing what they begin with."""
+    kinds = list(range(len(rows) // edits)) * edits
+    room = [len(row) - 1 for row in rows]
+    heads = common(rows, kinds, room)
+    sizes = [len(row) - len(heads[kind]) for row, kind in zip(rows, kinds, strict=True)]
+    return start(model, rows, kinds, room, by_length(sizes, max_tokens))
 
 
 def keys_and_states(
-    model: nn.Module, rows: list[list[int]], edits: int, layer: int, at: int, max_tokens: int
-) -> tuple[Float[Tensor, "edit context ff"], Float[Tensor, "edit model"]]:
+    walk: Walk, edits: int, layer: int, at: int
+) -> tuple[Walk, Float[Tensor, "edit context ff"], Float[Tensor, "edit model"]]:
     """Keys of all contexts at `layer`, and the bare prompts' states after block `at`.
 
-    `rows` come from `subject_rows`. Only the bare rows go on from `layer` to `at`.
+    Also the walk before `layer`, from where the keys of later layers go on once this layer's
+    weights have changed. Only the bare rows go on from `layer` to `at`.
     """
-    each = len(rows) // edits
-    keys, states = read(model, rows, layer, max_tokens)
-    if at == layer:
-        bare = states[::each]
-    else:
-        bare = read(model, rows[::each], at, max_tokens)[1]
-    return keys.unflatten(0, (edits, each)), bare.float()
+    walk = advance(walk, layer)
+    keys, order = [], torch.cat([part.rows for part in walk.parts]).argsort()
+    with capture(sites(walk.model, (layer,))) as found:
+        for part, _ in passes(walk, layer):
+            keys.append(
+                found[layer][torch.arange(len(part.last), device=part.last.device), part.last]
+            )
+    keys = torch.cat(keys)[order]
+    each = len(keys) // edits
+    bare = advance(walk.only(torch.arange(0, len(keys), each)), at + 1)
+    states = torch.cat([part.at_last() for part in bare.parts])
+    back = torch.cat([part.rows for part in bare.parts]).argsort()
+    return walk, keys.unflatten(0, (edits, each)), states[back].float()

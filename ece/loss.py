@@ -4,6 +4,7 @@ NLL of the target over the contexts, and the KL divergence of what follows
 "{subject} is a" from what followed it before the edit.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +17,8 @@ from ece.facts import Fact, by_length, locate, target_ids
 from ece.hooks import capture
 from ece.keys import mix
 from ece.model import sites
-from ece.upper import Upper, lift, states_at
+from ece.upper import Upper, lift
+from ece.walk import Part, Walk, advance, pass_heads, run, start
 
 ESSENCE = "{} is a"
 
@@ -91,21 +93,42 @@ def prepare(
     """Run everything below and before the values once; see `ece.upper`."""
     rows = [_rows(tokenizer, fact, templates) for fact in facts]
     each = len(templates) + 1
-    sizes = [each * max(len(ids) - start for ids, start in group) for group in rows]
-    chunks, first = [], []
-    for members in by_length(sizes, config.max_tokens):
-        group = [row for i in members for row in rows[i]]
-        targets = [target_ids(tokenizer, facts[i].target) for i in members]
-        chunk, keys = _chunk(model, torch.tensor(members), group, targets, layer)
-        hidden = chunk.upper.hidden[::each, 0].float()
+    flat = [row for group in rows for row in group]
+    sizes = [each * max(len(ids) - at for ids, at in group) for group in rows]
+    members = by_length(sizes, config.max_tokens)
+    chunks = [[each * i + j for i in group for j in range(each)] for group in members]
+    ids, last = map(list, zip(*flat, strict=True))
+    kinds = list(range(each)) * len(facts)
+    walk = advance(start(model, ids, kinds, last, chunks), layer)
+    first, made = [], []
+    for group, (part, keys, upper, begin) in zip(members, _lifted(walk, last), strict=True):
+        targets = [target_ids(tokenizer, facts[i].target) for i in group]
+        chunk = _chunk(group, upper, part.last - begin, targets)
+        hidden = upper.hidden[::each, 0].float()
         with torch.no_grad():
             picked, usual = log_probs(chunk, torch.zeros_like(hidden))
-        nll, holds = nll_of(chunk, picked), _holds(chunk, picked)
-        chunks.append(replace(chunk, usual=usual))
-        first.append((hidden, mix(keys.unflatten(0, (-1, each))[:, :-1], config.keys), nll, holds))
-    back = torch.cat([chunk.facts for chunk in chunks]).argsort()
+        made.append(replace(chunk, usual=usual))
+        key = mix(keys.unflatten(0, (-1, each))[:, :-1], config.keys)
+        first.append((hidden, key, nll_of(chunk, picked), wins(chunk, picked)[:, 0]))
+    back = torch.cat([chunk.facts for chunk in made]).argsort()
     columns = zip(*first, strict=True)
-    return Problem(layer, chunks, *(torch.cat(parts)[back] for parts in columns))
+    return Problem(layer, made, *(torch.cat(parts)[back] for parts in columns))
+
+
+@torch.no_grad()
+def _lifted(walk: Walk, last: list[int]) -> Iterator[tuple[Part, Tensor, Upper, Tensor]]:
+    """Per part: itself, the keys at the subjects' last tokens, its upper run, where that begins."""
+    layer = walk.layer
+    heads, past = pass_heads(walk, layer)
+    over = replace(walk, layer=layer + 1, heads=heads)
+    above = pass_heads(over)[1]
+    at = torch.tensor(last, device=heads.length.device)
+    for part in walk.parts:
+        begin = at[part.rows] - heads.length[part.head]
+        with capture(sites(walk.model, (layer,))) as found:
+            states = run(walk, part, past, layer)
+        keys = found[layer][torch.arange(len(begin), device=begin.device), begin]
+        yield part, keys, lift(over, replace(part, states=states), above, begin), begin
 
 
 def _rows(tokenizer, fact: Fact, templates: tuple[str, ...]) -> list[tuple[list[int], int]]:
@@ -118,29 +141,21 @@ def _rows(tokenizer, fact: Fact, templates: tuple[str, ...]) -> list[tuple[list[
     return rows + [locate(tokenizer, ESSENCE, fact.subject)]
 
 
-def _chunk(
-    model: nn.Module,
-    members: Tensor,
-    rows: list[tuple[list[int], int]],
-    targets: list[list[int]],
-    layer: int,
-) -> tuple[Chunk, Tensor]:
-    """The chunk (without its usual log-probabilities), and the keys of all its rows."""
-    ids, start = [row for row, _ in rows], [last for _, last in rows]
-    with capture(sites(model, (layer,))) as found:
-        states = states_at(model, ids, layer)
-    keys = found[layer][torch.arange(len(rows)), torch.tensor(start)]
-    upper = lift(model, states, start, [len(row) for row in ids], layer)
-    device, each = states.device, len(rows) // len(targets)
+def _chunk(members: list[int], upper: Upper, ends: Tensor, targets: list[list[int]]) -> Chunk:
+    """The chunk of facts `members`, without its usual log-probabilities.
+
+    `ends[row]` is a row's last token, counted from its subject's last.
+    """
     width, sizes = max(map(len, targets)), torch.tensor([len(t) for t in targets])
     filled = torch.tensor([t + t[-1:] * (width - len(t)) for t in targets])
     place = torch.minimum(torch.arange(width), sizes[:, None] - 1)
     share = (torch.arange(width) < sizes[:, None]) / sizes[:, None]
-    ends = torch.tensor([len(row) - 1 - last for row, last in rows]).unflatten(0, (-1, each))
+    last = ends.cpu().unflatten(0, (len(members), -1))
     # A context row ends with all target tokens but the last: its end predicts the last one.
-    where = (ends[:, :-1] - sizes[:, None] + 1)[..., None] + place[:, None]
-    parts = [part.to(device) for part in (members, where, filled, share, ends[:, -1])]
-    return Chunk(parts[0], upper, *parts[1:]), keys
+    where = (last[:, :-1] - sizes[:, None] + 1)[..., None] + place[:, None]
+    parts = (torch.tensor(members), where, filled, share, last[:, -1])
+    at, *rest = (part.to(ends.device) for part in parts)
+    return Chunk(at, upper, *rest)
 
 
 def log_probs(
@@ -174,7 +189,9 @@ def kl_of(chunk: Chunk, log_p: Float[Tensor, "edit vocab"]) -> Float[Tensor, " e
     return kl_div(chunk.usual, log_p, reduction="none", log_target=True).sum(1)
 
 
-def _holds(chunk: Chunk, log_p: Tensor) -> Tensor:
-    """Whether every target token is the likeliest in the bare prompt."""
-    right = log_p[:, 0].argmax(-1) == chunk.targets
-    return (right | (chunk.share == 0)).all(1)
+def wins(
+    chunk: Chunk, log_p: Float[Tensor, "edit context place vocab"]
+) -> Bool[Tensor, "edit context"]:
+    """Whether every target token is the likeliest, per context."""
+    right = log_p.argmax(-1) == chunk.targets[:, None]
+    return (right | (chunk.share == 0)[:, None]).all(2)

@@ -146,17 +146,19 @@ class _Zero(nn.Module):
 
 
 @contextmanager
-def between(model: nn.Module, first: int, last: int | None = None):
+def between(model: nn.Module, first: int, last: int | None = None, embedded: bool | None = None):
     """Within, `model.base_model` runs blocks `first..last` only (last=None: to the end).
 
-    With `first > 0` it takes states through `inputs_embeds`; with `last` given it returns
-    states before the final norm. The model is whole again afterwards, whatever happened.
+    With `first > 0`, or `embedded`, it takes states through `inputs_embeds`, positions
+    included; with `last` given it returns states before the final norm. The model is whole
+    again afterwards, whatever happened.
     """
+    embedded = first > 0 if embedded is None else embedded
     kin, base = family(model), model.base_model
     swaps = {kin.blocks: blocks(model)[first : None if last is None else last + 1]}
     if last is not None:
         swaps[kin.norm] = nn.Identity()
-    if first and kin.positions:
+    if embedded and kin.positions:
         swaps[kin.positions] = _Zero()
     kept = {name: getattr(base, name) for name in swaps}
     try:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ece.config import Config
@@ -37,10 +38,25 @@ class EditState:
     """The edit layers."""
     contexts: tuple[str, ...]
     """Templates of the run; the first is "{}"."""
-    history: dict[int, Tensor]
-    """Per layer, the sum of $k k^T$ over all edits so far, `[ff, ff]` float64."""
+    folded: dict[int, Tensor]
+    """Per layer, the sum of $k k^T$ over the edits no longer in `batches`, `[ff, ff]` float64."""
     batches: tuple[Batch, ...] = ()
-    """The batches done, oldest first: also the undo stack."""
+    """The last batches, oldest first: the undo stack, and the history's low-rank part."""
+    done: int = 0
+    """Batches done in all."""
+
+    def recent(self, layer: int) -> Float[Tensor, "edit ff"] | None:
+        """Keys of the edits in `batches`, in order; None where none are kept."""
+        keys = [batch.keys[layer] for batch in self.batches if layer in batch.keys]
+        return torch.cat(keys) if keys else None
+
+    def history(self, layer: int) -> Float[Tensor, "ff ff"] | None:
+        """The sum of $k k^T$ over all edits so far, or None; the solve adds it up by itself."""
+        keys, folded = self.recent(layer), self.folded.get(layer)
+        if keys is None:
+            return folded
+        recent = keys.double().T @ keys.double()
+        return recent if folded is None else folded + recent
 
 
 def new_state(model: nn.Module, tokenizer, config: Config) -> EditState:
@@ -74,32 +90,38 @@ def check_weights(model: nn.Module, state: EditState) -> None:
         )
 
 
-def added(history: dict[int, Tensor], keys: dict[int, Tensor]) -> dict[int, Tensor]:
-    r"""The history with a batch's $\sum k k^T$ added; the one given is not changed."""
-    out = dict(history)
-    for layer, key in keys.items():
-        term = key.double().T @ key.double()
-        out[layer] = out[layer] + term if layer in out else term
-    return out
+def pushed(state: EditState, batch: Batch, keep: int) -> EditState:
+    """The state with one batch more; of the batches only the last `keep` stay.
+
+    The keys of a batch that leaves are folded into one `[ff, ff]` sum, so that memory and
+    time per batch do not grow with the number of edits. The state given is not changed.
+    """
+    batches, folded = state.batches + (batch,), dict(state.folded)
+    for old in batches[: max(0, len(batches) - keep)]:
+        for layer, keys in old.keys.items():
+            term = keys.double().T @ keys.double()
+            folded[layer] = folded[layer] + term if layer in folded else term
+    kept = batches[max(0, len(batches) - keep) :]
+    return replace(state, folded=folded, batches=kept, done=state.done + 1)
 
 
 def undo(model: nn.Module, state: EditState, batches: int = 1) -> EditState:
     """Take back the last `batches` batches, bit for bit; returns the earlier state.
 
-    The history is summed again from the batches that remain, in their order, so it too is
-    what it was.
+    The history is the earlier one too, up to float64 rounding once batches were folded.
+    `StateError` beyond the batches that `config.undo` kept.
     """
     if not 0 <= batches <= len(state.batches):
-        raise StateError(f"cannot undo {batches} batches, the state has {len(state.batches)}")
+        raise StateError(
+            f"cannot undo {batches} batches: of the {state.done} done the state keeps the last "
+            f"{len(state.batches)}; raise the config field 'undo' to keep more"
+        )
     check_weights(model, state)
     kept = state.batches[: len(state.batches) - batches]
     for batch in reversed(state.batches[len(kept) :]):
         restore(model, batch.masks, batch.before)
-    history: dict[int, Tensor] = {}
-    for batch in kept:
-        history = added(history, batch.keys)
     weights = fingerprint(model, state.layers)
-    return replace(state, weights=weights, history=history, batches=kept)
+    return replace(state, weights=weights, batches=kept, done=state.done - batches)
 
 
 def restore(model: nn.Module, masks: dict[int, Tensor], columns: dict[int, Tensor]) -> None:

@@ -7,7 +7,7 @@ once the manifest names it with its checksum, so a kill at any point loses at mo
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -19,9 +19,9 @@ from ece.errors import StateError
 from ece.facts import Fact
 from ece.files import read_json, read_tensors, write, write_json
 from ece.group import Groups
-from ece.model import fingerprint
+from ece.model import fingerprint, sites
 from ece.report import Report
-from ece.state import Batch, EditState, added, check_weights, columns, restore
+from ece.state import Batch, EditState, check_weights, columns, pushed, restore
 from ece.values import Values
 
 MANIFEST, SETTINGS = "state.json", "run.json"
@@ -36,27 +36,35 @@ def save_state(model: nn.Module, state: EditState, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     now = _weights(model, state)
-    entries = []
-    for number in reversed(range(len(state.batches))):
-        batch = state.batches[number]
+    entries, first = [], state.done - len(state.batches)
+    for number, batch in reversed(list(enumerate(state.batches, first))):
         after = {layer: now[layer][:, mask].clone() for layer, mask in batch.masks.items()}
         entries.append(_write_batch(folder, number, batch, after, None))
         for layer, mask in batch.masks.items():
             now[layer][:, mask] = batch.before[layer]
-    _write_manifest(folder, state, entries[::-1])
+    base = _write_base(folder, now, state.folded) if first else None
+    _write_manifest(folder, state, entries[::-1], base)
+
+
+def _write_base(folder: Path, weights: dict[int, Tensor], folded: dict[int, Tensor]) -> dict:
+    """What the batches no longer kept have left: whole weights, and their part of the history."""
+    tensors = {f"weight.{n}": w.contiguous() for n, w in weights.items()}
+    tensors |= {f"folded.{n}": h.cpu().contiguous() for n, h in folded.items()}
+    checksum = write(folder / "base.safetensors", serialise(tensors))
+    return {"file": "base.safetensors", "checksum": checksum}
 
 
 def _weights(model: nn.Module, state: EditState) -> dict[int, Tensor]:
     """CPU copies of the edit layers' whole weights."""
-    masks = {layer: mask for batch in state.batches for layer, mask in batch.masks.items()}
-    return columns(model, {layer: torch.ones_like(mask) for layer, mask in masks.items()})
+    widths = {site.layer: site.weight.shape[1] for site in sites(model, state.layers)}
+    return columns(model, {n: torch.ones(ff, dtype=torch.bool) for n, ff in widths.items()})
 
 
 def save_batch(model: nn.Module, state: EditState, report: Report, folder: str | Path) -> None:
     """Add the state's last batch to the folder that holds the ones before it."""
-    folder, number = Path(folder), len(state.batches) - 1
+    folder, number = Path(folder), state.done - 1
     entries = read_json(folder / MANIFEST)["batches"] if number else []
-    batch = state.batches[number]
+    batch = state.batches[-1]
     entry = _write_batch(folder, number, batch, columns(model, batch.masks), report)
     _write_manifest(folder, state, entries[:number] + [entry])
 
@@ -76,9 +84,12 @@ def _write_batch(
     return {"file": name, "checksum": checksum, "facts": list(batch.facts), "report": told}
 
 
-def _write_manifest(folder: Path, state: EditState, entries: list[dict]) -> None:
-    fields = ("fingerprint", "weights", "layers", "contexts")
+def _write_manifest(
+    folder: Path, state: EditState, entries: list[dict], base: dict | None = None
+) -> None:
+    fields = ("fingerprint", "weights", "layers", "contexts", "done")
     record = {name: getattr(state, name) for name in fields}
+    record |= {"kept": len(state.batches), "base": base}
     write_json(folder / MANIFEST, json.loads(json.dumps({**record, "batches": entries})))
 
 
@@ -94,22 +105,31 @@ def _load(model: nn.Module, folder: Path) -> tuple[EditState, list[Report]]:
     head = read_json(folder / MANIFEST)
     if fingerprint(model) != head["fingerprint"]:
         raise StateError(f"{folder.name} was made on another model; load that one, unedited")
-    loaded = [read_tensors(folder / e["file"], e["checksum"]) for e in head["batches"]]
-    batches, reports, history = [], [], {}
-    for entry, tensors in zip(head["batches"], loaded, strict=True):
+    entries, base = head["batches"], _base(folder, head["base"])
+    for entry in entries:  # all must be whole before the first weight changes
+        read_tensors(folder / entry["file"], entry["checksum"])
+    layers, contexts = tuple(head["layers"]), tuple(head["contexts"])
+    state = EditState(head["fingerprint"], head["weights"], layers, contexts, base["folded"])
+    state = replace(state, done=head["done"] - len(entries))
+    whole = {n: torch.ones(w.shape[1], dtype=torch.bool) for n, w in base["weight"].items()}
+    restore(model, whole, base["weight"])
+    reports = []
+    for entry in entries:
+        tensors = read_tensors(folder / entry["file"], entry["checksum"])
         masks, after, keys = (_layers(tensors, name) for name in ("mask", "after", "keys"))
         batch = Batch(tuple(entry["facts"]), masks, columns(model, masks), keys)
         restore(model, masks, after)
-        history = added(history, batch.keys)
-        batches.append(batch)
+        state = pushed(state, batch, head["kept"])
         if entry["report"] is not None:
             reports.append(Report.from_dict(entry["report"], masks))
-    layers, contexts = tuple(head["layers"]), tuple(head["contexts"])
-    state = EditState(
-        head["fingerprint"], head["weights"], layers, contexts, history, tuple(batches)
-    )
     check_weights(model, state)
     return state, reports
+
+
+def _base(folder: Path, entry: dict | None) -> dict[str, dict[int, Tensor]]:
+    """The parts of `_write_base`, empty where there was none."""
+    tensors = read_tensors(folder / entry["file"], entry["checksum"]) if entry else {}
+    return {name: _layers(tensors, name) for name in ("weight", "folded")}
 
 
 def _layers(tensors: dict[str, Tensor], name: str) -> dict[int, Tensor]:

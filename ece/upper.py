@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ece.facts import pad
-from ece.model import between, blocks
+from ece.model import between
+from ece.walk import Part, Past, Walk, cached, masked
 
 
 @torch.no_grad()
@@ -41,8 +42,8 @@ class Upper:
     """The tokens' places in their rows."""
     mask: Float[Tensor, "row 1 token seen"]
     """Added to the attention scores: earlier tokens, then these."""
-    past: list[tuple[Tensor, Tensor]]
-    """Keys and values of the earlier tokens, `[row, head, before, width]`, per upper block."""
+    past: Past
+    """Keys and values of the earlier tokens, per upper block."""
 
     def run(self, delta: Float[Tensor, "row d"]) -> Float[Tensor, "row token d"]:
         """Final states (after the last norm) with `delta` added at the subject's last token."""
@@ -67,40 +68,44 @@ class Upper:
 
 
 @torch.no_grad()
-def lift(
-    model: nn.Module,
-    states: Float[Tensor, "row token d"],
-    start: list[int],
-    length: list[int],
-    layer: int,
-) -> Upper:
-    """Make rows ready: `states` after block `layer`, subject-last tokens, real lengths."""
-    device, before = states.device, max(start)
-    begin = torch.tensor(start, device=device)
-    size = max(n - s for n, s in zip(length, start, strict=True))
-    steps = torch.arange(size, device=device)
+def lift(walk: Walk, part: Part, above: Past, begin: Int[Tensor, " row"]) -> Upper:
+    """Make a part ready: its states enter block `walk.layer`; the value enters at `begin`.
+
+    `above`: keys and values of the beginnings from that block on; `begin` counts in the
+    part's own tokens.
+    """
+    before, size = int(begin.max()), int((part.last - begin).max()) + 1
+    steps = torch.arange(size, device=begin.device)
     # Pads repeat the row's last state; they come after every real token and are never read.
-    last = torch.tensor(length, device=device)[:, None] - 1
-    positions = torch.minimum(begin[:, None] + steps, last)
-    hidden = states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))
-    seen = torch.arange(before, device=device) < begin[:, None]
-    causal = (steps[None] <= steps[:, None]).expand(len(start), -1, -1)
-    open_ = torch.cat([seen[:, None].expand(-1, size, -1), causal], 2)[:, None]
-    mask = torch.zeros(open_.shape, dtype=states.dtype, device=device)
-    mask = mask.masked_fill(~open_, torch.finfo(states.dtype).min)
-    return Upper(model, layer, hidden, positions, mask, _past(model, states[:, :before], layer))
+    at = torch.minimum(begin[:, None] + steps, part.last[:, None])
+    hidden = part.states.gather(1, at[..., None].expand(-1, -1, part.states.shape[-1]))
+    shared = walk.heads.states.shape[1]
+    # The beginnings come first, then the row's own earlier tokens; each may be shorter than wide.
+    lead = part.mask[:, :, :1, :shared].expand(-1, -1, size, -1)
+    own = masked(begin, before, size, part.states.dtype)
+    past = _past(walk, part, above, before)
+    return Upper(
+        walk.model,
+        walk.layer - 1,
+        hidden,
+        part.positions.gather(1, at),
+        torch.cat([lead, own], 3),
+        past,
+    )
 
 
-def _past(model: nn.Module, states: Float[Tensor, "row before d"], layer: int):
-    """Keys and values of the tokens before the subject's last, for each block above `layer`."""
-    if not states.shape[1]:
-        return []
-    cache = DynamicCache()
-    with between(model, layer + 1) as base:
-        base(inputs_embeds=states, past_key_values=cache, use_cache=True)
-    return [(cache.layers[i].keys, cache.layers[i].values) for i in range(layer + 1, depth(model))]
-
-
-def depth(model: nn.Module) -> int:
-    """The number of blocks."""
-    return len(blocks(model))
+def _past(walk: Walk, part: Part, above: Past, before: int) -> Past:
+    """Keys and values of all tokens before the value's, per block from `walk.layer` on."""
+    cache = cached(above, part.head, walk.layer)
+    if before:
+        cache = DynamicCache() if cache is None else cache
+        shared = walk.heads.states.shape[1]
+        with between(walk.model, walk.layer, embedded=True) as base:
+            base(
+                inputs_embeds=part.states[:, :before],
+                attention_mask=part.mask[:, :, :before, : shared + before],
+                position_ids=part.positions[:, :before],
+                past_key_values=cache,
+                use_cache=True,
+            )
+    return [(c.keys, c.values) for c in cache.layers[walk.layer :]] if cache else []

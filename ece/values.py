@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ece.config import Config
 from ece.group import Groups, jaccard, k_medoids
-from ece.loss import Chunk, Problem, kl_of, log_probs, nll_of
+from ece.loss import Chunk, Problem, kl_of, log_probs, nll_of, wins
 from ece.score import fact_sets, scores
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's usual ones
@@ -65,7 +65,7 @@ def descend(
     start: Tensor | None = None,
     owner: Int[Tensor, " edit"] | None = None,
 ) -> Values:
-    """Adam on all values at once; facts below `config.stop` leave the batch.
+    """Adam on all values at once; facts that are done (`stop`, `stop_sure`) leave the batch.
 
     Values start at `start` (default 0). `owner[i]` is the value that fact i descends on
     (default: its own); a shared value descends on the mean loss of its facts. Clamp and
@@ -81,15 +81,15 @@ def descend(
     total = _clamped(total, limit)
     chunks, taken = problem.chunks, torch.zeros_like(sizes)
     moments, losses = (torch.zeros_like(total), torch.zeros_like(total)), []
-    nll = problem.nll.clone()
+    nll, sure = problem.nll.clone(), torch.zeros_like(problem.holds)
     for step in range(steps + 1):
         gradient = torch.zeros_like(total)
         for chunk in chunks:
             at = chunk.facts
             share = weight[at] if step < steps else None
-            nll[at] = _push(chunk, total, owner, share, norms[at], config, gradient)
+            nll[at], sure[at] = _push(chunk, total, owner, share, norms[at], config, gradient)
         losses.append(nll.clone())
-        live = _unfinished(nll, owner, weight, config.stop)
+        live = _unfinished(nll, sure, owner, weight, config)
         if step == steps or not live.any():
             break
         chunks = [part for part in (_alive(chunk, live[owner]) for chunk in chunks) if part]
@@ -110,8 +110,11 @@ def _push(
     norms: Tensor,
     config: Config,
     gradient: Tensor,
-) -> Tensor:
-    """NLL of the chunk's facts at `total`; adds the loss's gradient unless `weight` is None."""
+) -> tuple[Tensor, Tensor]:
+    """The chunk's facts at `total`: NLL, and whether all contexts go on with the target.
+
+    Adds the loss's gradient unless `weight` is None.
+    """
     with torch.set_grad_enabled(weight is not None):
         leaf = total.detach().requires_grad_(weight is not None)
         value = leaf[owner[chunk.facts]]
@@ -121,13 +124,19 @@ def _push(
             decay = config.weight_decay * value.norm(dim=1) / norms**2
             loss = nll + config.kl_factor * kl_of(chunk, essence) + decay
             gradient += torch.autograd.grad((weight * loss).sum(), leaf)[0]
-    return nll.detach()
+    return nll.detach(), wins(chunk, told.detach()).all(1)
 
 
-def _unfinished(nll: Tensor, owner: Tensor, weight: Tensor, stop: float | None) -> Tensor:
-    """Which values still move: their facts' mean NLL is not below `stop`."""
-    mean = nll.new_zeros(int(owner.max()) + 1).index_add(0, owner, weight * nll)
-    return torch.ones_like(mean, dtype=torch.bool) if stop is None else mean >= stop
+def _unfinished(nll: Tensor, sure: Tensor, owner: Tensor, weight: Tensor, config) -> Tensor:
+    """Which values still move: with all their facts' mean NLL not below `stop`, or not all sure."""
+    means = nll.new_zeros(2, int(owner.max()) + 1)
+    means.index_add_(1, owner, torch.stack([weight * nll, (~sure).to(nll)]))
+    live = torch.ones_like(means[0], dtype=torch.bool)
+    if config.stop is not None:
+        live &= means[0] >= config.stop
+    if config.stop_sure:
+        live &= means[1] > 0
+    return live
 
 
 def _alive(chunk: Chunk, live: Tensor) -> Chunk | None:

@@ -1,5 +1,6 @@
 """Editing as a whole: MEMIT by settings, all or nothing, exact undo, same seed same bits."""
 
+import copy
 from dataclasses import replace
 
 import naive
@@ -100,11 +101,11 @@ def test_undo_is_exact_and_history_with_it(model, tokenizer, facts, stats, confi
     assert not same(model, kept[2])
     back = undo(model, state)
     assert same(model, kept[2]) and back.weights == states[2].weights
-    assert all(torch.equal(back.history[n], states[2].history[n]) for n in config.layers)
+    assert all(torch.equal(back.history(n), states[2].history(n)) for n in config.layers)
     again, _ = edit_batch(model, tokenizer, facts[4:], stats, back, config)
     assert same(model, kept[3]) and again.weights == state.weights
     first = undo(model, again, 3)
-    assert same(model, kept[0]) and not first.history and not first.batches
+    assert same(model, kept[0]) and not first.folded and not first.batches
     with pytest.raises(StateError, match="cannot undo"):
         undo(model, first)
 
@@ -138,16 +139,31 @@ def test_history_is_the_sum_of_all_keys(model, tokenizer, facts, stats, config, 
         state, _ = edit_batch(model, tokenizer, part, stats, state, config)
     for layer in config.layers:
         keys = torch.cat([batch.keys[layer] for batch in state.batches]).double()
-        torch.testing.assert_close(state.history[layer], keys.T @ keys)
+        torch.testing.assert_close(state.history(layer), keys.T @ keys)
     plain = replace(config, history=False)
-    assert not edit_batch(
-        model,
-        tokenizer,
-        [replace(facts[0], id=9)],
-        stats,
-        replace(state, batches=(), history={}),
-        plain,
-    )[0].history
+    bare = replace(state, batches=(), folded={}, done=0)
+    after, _ = edit_batch(model, tokenizer, [replace(facts[0], id=9)], stats, bare, plain)
+    assert all(after.history(layer) is None for layer in config.layers)
+
+
+def test_old_batches_leave_only_their_sum(model, tokenizer, facts, stats, config, state):
+    """A short undo stack: the same history, the same edits, a bound on what is kept."""
+    short, long_ = replace(config, undo=1), replace(config, undo=9)
+    ends = []
+    for setting in (short, long_):
+        other, now = copy.deepcopy(model), state
+        for fact in facts[:4]:
+            now, _ = edit_batch(other, tokenizer, [fact], stats, now, setting)
+        ends.append((other, now))
+    (one, few), (two, many) = ends
+    assert (len(few.batches), len(many.batches)) == (1, 4) and few.done == many.done == 4
+    for layer in config.layers:
+        torch.testing.assert_close(few.history(layer), many.history(layer))
+    for a, b in zip(weights(one).values(), weights(two).values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    few = undo(one, few)
+    with pytest.raises(StateError, match="keeps the last 0"):
+        undo(one, few)
 
 
 def test_history_holds_earlier_facts_in_place(model, tokenizer, facts, stats, config):
@@ -200,7 +216,9 @@ def test_values_come_from_the_original_weights_unless_told(family, tokenizer, fa
     assert ends == [True, False]
 
 
-def test_the_four_settings_of_the_paper_are_batch_sizes(model, tokenizer, facts, stats, config):
+def test_the_four_settings_of_the_paper_are_batch_sizes(
+    model, family, tokenizer, facts, stats, config
+):
     for batch, count in ((1, 6), (4, 2), (6, 1)):
         seen = []
         state, reports = edit_sequence(
@@ -210,11 +228,12 @@ def test_the_four_settings_of_the_paper_are_batch_sizes(model, tokenizer, facts,
             stats,
             config,
             batch,
-            on_batch=lambda state, _, part, seen=seen: seen.append((len(state.batches), len(part))),
+            on_batch=lambda state, _, part, seen=seen: seen.append((state.done, len(part))),
         )
         assert len(reports) == count and sum(size for _, size in seen) == 6
         assert [number for number, _ in seen] == list(range(1, count + 1))
-        undo(model, state, count)
+        undo(model, state, min(count, config.undo))
+        model = build(family)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -72,7 +72,7 @@ def test_a_run_killed_at_any_write_goes_on_to_the_same_bits(
     model = build(family)
     state, reports = edit_sequence(model, tokenizer, facts, stats, config, 2, save_to=tmp_path)
     assert same(weights(model, config.layers), whole[0]) and state.weights == whole[1].weights
-    assert all(torch.equal(state.history[n], whole[1].history[n]) for n in config.layers)
+    assert all(torch.equal(state.history(n), whole[1].history(n)) for n in config.layers)
     for found, expected in zip(reports, whole[2], strict=True):
         assert replace_seconds(found) == replace_seconds(expected)
         assert all(torch.equal(found.masks[n], expected.masks[n]) for n in expected.masks)
@@ -112,7 +112,7 @@ def test_a_saved_state_comes_back_and_can_be_undone(
     assert same(weights(other, config.layers), weights(model, config.layers))
     assert back.contexts == state.contexts and back.weights == state.weights
     for layer in config.layers:
-        assert torch.equal(back.history[layer], state.history[layer])
+        assert torch.equal(back.history(layer), state.history(layer))
     undo(other, back, 2)
     assert same(weights(other, config.layers), weights(build(family), config.layers))
 

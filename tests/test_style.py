@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
-    errors config model facts hooks upper stats keys score group loss values solve
+    errors config model facts hooks walk upper stats keys score group loss values solve
     state report files storage edit reading metrics trace data results flags cell experiment plots
 """.split()
 """Data flows one way: a module imports only modules that stand before it. Add new ones here."""
