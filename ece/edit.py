@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ece.config import Config
 from ece.errors import StateError
 from ece.facts import Fact, validate
-from ece.keys import keys_and_states, mix, subject_rows, walk_to_subjects
+from ece.keys import mix, subject_rows, walk_past, walk_to_subjects
 from ece.loss import prepare
 from ece.model import fingerprint, sites
 from ece.report import Report, value_part
@@ -127,7 +127,7 @@ def _edit_layer(walk, stats, state, config, layer, goal, left, done, record) -> 
     """
     began = time.perf_counter()
     site = sites(walk.model, (layer,))[0]
-    walk, keys, states = keys_and_states(walk, len(goal.hidden), layer, goal.layer)
+    walk, keys, states = walk_past(walk, len(goal.hidden), layer, goal.layer)
     K = mix(keys, config.keys)
     check_finite(f"keys at layer {layer}", K)
     R = spread(goal.z.to(states) - states, config.spread, left)

@@ -107,11 +107,19 @@ def pad(
     return ids, mask
 
 
+ENOUGH = 1024  # tokens that keep a device busy: beyond them, less padding is worth more
+
+
 def by_length(lengths: list[int], max_tokens: int) -> list[list[int]]:
-    """Indices in chunks of like length, each within `max_tokens` when padded (or one row)."""
+    """Indices in chunks of like length, each within `max_tokens` when padded (or one row).
+
+    A chunk of `ENOUGH` tokens ends where lengths grow, so that little of it is padding.
+    """
     chunks, order = [], sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     for i in order:
-        if not chunks or (len(chunks[-1]) + 1) * lengths[i] > max_tokens:
+        full = not chunks or (len(chunks[-1]) + 1) * lengths[i] > max_tokens
+        last = 0 if full else lengths[chunks[-1][-1]]
+        if full or (lengths[i] > last and len(chunks[-1]) * last >= ENOUGH):
             chunks.append([])
         chunks[-1].append(i)
     return chunks

@@ -42,7 +42,7 @@ def walk_to_subjects(model: nn.Module, rows: list[list[int]], edits: int, max_to
     return start(model, rows, kinds, room, by_length(sizes, max_tokens))
 
 
-def keys_and_states(
+def walk_past(
     walk: Walk, edits: int, layer: int, at: int
 ) -> tuple[Walk, Float[Tensor, "edit context ff"], Float[Tensor, "edit model"]]:
     """Keys of all contexts at `layer`, and the bare prompts' states after block `at`.
@@ -63,3 +63,10 @@ def keys_and_states(
     states = torch.cat([part.at_last() for part in bare.parts])
     back = torch.cat([part.rows for part in bare.parts]).argsort()
     return walk, keys.unflatten(0, (edits, each)), states[back].float()
+
+
+def keys_and_states(
+    model: nn.Module, rows: list[list[int]], edits: int, layer: int, at: int, max_tokens: int
+) -> tuple[Float[Tensor, "edit context ff"], Float[Tensor, "edit model"]]:
+    """`walk_past` for one layer, from the rows of `subject_rows`."""
+    return walk_past(walk_to_subjects(model, rows, edits, max_tokens), edits, layer, at)[1:]

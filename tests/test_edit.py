@@ -3,11 +3,11 @@
 import copy
 from dataclasses import replace
 
-import naive
 import pytest
 import torch
 
 from conftest import build
+from ece import naive
 from ece.config import METHODS
 from ece.edit import compute_values, edit_batch, edit_sequence
 from ece.errors import (
@@ -29,6 +29,14 @@ PLAIN = dict(scorer="all", p=1.0, clusters=None, history=False)
 
 def weights(model) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def probability(model, tokenizer, fact) -> float:
+    """Probability per token of the target after the bare prompt, from a plain forward."""
+    ids, target = encode(tokenizer, fact.text), target_ids(tokenizer, fact.target)
+    log_p = model(torch.tensor([ids + target])).logits[0].log_softmax(-1)
+    picked = [log_p[len(ids) - 1 + j, t] for j, t in enumerate(target)]
+    return float(torch.stack(picked).mean().exp())
 
 
 def same(model, kept) -> bool:
@@ -68,9 +76,9 @@ def test_editing_makes_the_targets_likelier(model, tokenizer, facts, stats, conf
         scorer="all",
         p=1.0,
     )
-    before = [naive.probability(model, tokenizer, fact) for fact in facts]
+    before = [probability(model, tokenizer, fact) for fact in facts]
     _, (report,) = edit_sequence(model, tokenizer, facts, stats, config, 6)
-    after = [naive.probability(model, tokenizer, fact) for fact in facts]
+    after = [probability(model, tokenizer, fact) for fact in facts]
     torch.testing.assert_close(
         torch.tensor(report.probability_before), torch.tensor(before), rtol=1e-3, atol=1e-6
     )

@@ -18,7 +18,7 @@ from ece.facts import (
     target_ids,
     validate,
 )
-from ece.keys import read, subject_rows
+from ece.keys import keys_and_states, subject_rows
 
 
 def test_bos_is_there_exactly_when_the_tokenizer_adds_it(family, tokenizer):
@@ -74,9 +74,9 @@ def test_padding_side_does_not_matter_to_the_model(model, tokenizer, facts):
 
 def test_keys_do_not_depend_on_the_company(model, tokenizer, facts):
     rows = subject_rows(tokenizer, facts, ("{}", "He said that. {}"))
-    together, _ = read(model, rows, 1, 10**6)
+    together, _ = keys_and_states(model, rows, len(facts), 1, 2, 10**6)
     for budget in (1, 30):
-        alone, _ = read(model, rows, 1, budget)
+        alone, _ = keys_and_states(model, rows, len(facts), 1, 2, budget)
         torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-6)
 
 
@@ -142,3 +142,9 @@ def test_a_target_that_tokenizes_to_nothing_is_refused(model, tokenizers):
 
     with pytest.raises(FactError, match="nothing"):
         validate([Fact("{} lives in", "Ilo", "\u200b")], deaf, model)
+
+
+def test_a_large_chunk_ends_where_lengths_grow():
+    lengths = [4] * 300 + [9] * 5
+    assert [len(chunk) for chunk in by_length(lengths, 10_000)] == [300, 5]
+    assert [len(chunk) for chunk in by_length(lengths[200:], 10_000)] == [105]  # too few to part

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-import naive
 import pytest
 import torch
 
+from ece import naive
 from ece.loss import log_probs, nll_of, prepare
 from ece.model import sites
 from ece.state import new_state
@@ -31,7 +31,8 @@ def test_one_measurement_equals_the_whole_model(problem, model, tokenizer, facts
     for chunk in problem.chunks:
         found = nll_of(chunk, log_probs(chunk, total[chunk.facts])[0])
         for i, value in zip(chunk.facts.tolist(), found, strict=True):
-            slow = naive.nll(model, tokenizer, facts[i], templates, site, total[i])
+            rows = naive.rows_of(model, tokenizer, facts[i], templates)
+            slow = naive.nll_of(rows, naive.log_probs(model, rows, site, total[i]))
             torch.testing.assert_close(value, slow, rtol=1e-4, atol=1e-4)
 
 
@@ -46,8 +47,10 @@ def test_gradients_equal_the_whole_model(problem, model, tokenizer, facts, templ
         _push(chunk, total, owner, torch.ones(len(at)), norms[at], config, gradient)
     for i, fact in enumerate(facts):
         value = total[i].clone().requires_grad_()
-        hidden = naive.state(model, tokenizer, fact, LAYER)
-        whole, _ = naive.loss(model, tokenizer, fact, templates, site, value, hidden, config)
+        norm = naive.state(model, tokenizer, fact, LAYER).norm()
+        rows = naive.rows_of(model, tokenizer, fact, templates)
+        usual = naive.essence(rows, naive.log_probs(model, rows, site, torch.zeros(32)))
+        whole, _ = naive.loss(model, rows, site, value, norm, usual, config)
         (slow,) = torch.autograd.grad(whole, value)
         torch.testing.assert_close(gradient[i], slow, rtol=1e-3, atol=1e-5)
 

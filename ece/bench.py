@@ -1,0 +1,160 @@
+"""`python -m ece.bench`: what editing costs, from the published loop to this engine, in one run.
+
+    python -m ece.bench --model atlas-gpt2 --facts 100 --json
+    python -m ece.bench --shapes gpt2-xl,gpt-j-6b,llama-3-8b --device cuda --dtype bfloat16 --json
+
+The first edits an embedded model; the second runs models of the named shapes with random
+weights, whose cost is that of the real ones as long as nothing stops early.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig
+
+from ece import atlas
+from ece.cell import DTYPES
+from ece.config import configure
+from ece.data import load_facts
+from ece.errors import ConfigError, EditError
+from ece.facts import Fact
+from ece.measure import ceiling
+from ece.model import load
+from ece.results import provenance, write_result
+from ece.stages import STAGES, Bench, flatness, long_run, stage_row, sweep, throughput
+from ece.stats import second_moment
+
+SHAPES: dict[str, Callable] = {
+    "gpt2-xl": lambda: GPT2Config(n_embd=1600, n_layer=48, n_head=25),
+    "gpt-j-6b": GPTJConfig,
+    "llama-3-8b": lambda: LlamaConfig(
+        vocab_size=128256, intermediate_size=14336, num_key_value_heads=8
+    ),
+}
+"""Real shapes; what is not named here is the default of the family's configuration."""
+SIZES = (1, 10, 100, 1000)
+"""Batch sizes of the sweep."""
+
+
+def run(bench: Bench, options: argparse.Namespace, every: list[Fact]) -> dict:
+    """All measurements of one model, as one record."""
+    config = bench.config("ece-rs")
+    origin = provenance(options.command, config, bench.model, bench.stats)
+    top = ceiling(bench.device, bench.model.dtype, 1024 if bench.device.type == "cpu" else 8192)
+    show = partial(tqdm, file=sys.stderr, disable=not sys.stderr.isatty())
+    rows = []
+    for stage in show(STAGES, desc=bench.name):
+        rows.append(stage_row(bench, stage, options.naive if stage.way == "naive" else None))
+    for row in rows:
+        row["flops_per_second"] = row["flops"] / row["total"]
+        row["share_of_ceiling"] = row["flops_per_second"] / top
+    total = {row["stage"]: row["total"] for row in rows}
+    held = sum(p.numel() * p.element_size() for p in bench.model.parameters())
+    record = {
+        "model": bench.name,
+        "facts": len(bench.facts),
+        "random_weights": bench.random,
+        "weights_bytes": held,
+        "ceiling_flops_per_second": top,
+        "speedup_vs_naive": total["naive"] / total["memit"],
+        "ece_vs_memit": total["memit"] / total["ece"],
+        "stages": rows,
+        "batches": sweep(bench, every, options.sizes),
+        "statistics": throughput(bench),
+        "provenance": origin,
+    }
+    if options.edits:
+        runs = long_run(bench, every, options.edits, options.batch, show)
+        record["long"] = {"batch": options.batch, **flatness(runs), "rows": runs}
+    return record
+
+
+def open_bench(name: str, options: argparse.Namespace) -> tuple[Bench, list[Fact]]:
+    """The model (real, or random of a shape), its facts and statistics."""
+    every = load_facts("counterfact", None, 0)
+    if options.facts > len(every):
+        raise ConfigError(f"setting 'facts' is {options.facts}; the world has {len(every)}")
+    dtype, random = getattr(torch, options.dtype), name in SHAPES
+    if random:
+        torch.manual_seed(0)
+        with torch.device(options.device):
+            model = AutoModelForCausalLM.from_config(SHAPES[name](), dtype=dtype)
+        model, tokenizer = model.eval().requires_grad_(False), load("atlas-gpt2")[1]
+    else:
+        model, tokenizer = load(name, options.device, dtype)
+    layers = configure(name, "ece-rs").layers
+    stats = second_moment(model, tokenizer, atlas.corpus(1 if random else 2500), layers)
+    if random:  # a handful of texts leaves the moments singular: their cost is what counts
+        for moment in stats.moments.values():
+            moment.diagonal().add_(moment.diagonal().mean())
+    return Bench(name, model, tokenizer, every[: options.facts], stats, random), every
+
+
+def table(record: dict) -> str:
+    """The record's stages as text."""
+    head = f"{record['model']}: {record['facts']} facts, {record['provenance']['device']}"
+    lines = [head, f"{'':12}{'total s':>9}{'values':>8}{'keys':>7}{'solve':>7}{'x':>7}"
+             f"{'steps':>7}{'GFLOP':>9}{'ceiling':>9}{'score':>7}"]  # fmt: skip
+    slow = record["stages"][0]["total"]
+    for row in record["stages"]:
+        times = row["seconds"]
+        known = row["quality"] and row["quality"]["score"] is not None
+        score = f"{row['quality']['score']:.1f}" if known else "-"
+        lines.append(
+            f"{row['stage']:12}{row['total']:9.2f}{times['values']:8.2f}{times['keys']:7.2f}"
+            f"{times['solve']:7.2f}{slow / row['total']:7.1f}{row['steps_per_fact']:7.1f}"
+            f"{row['flops'] / 1e9:9.1f}{100 * row['share_of_ceiling']:8.1f}%{score:>7}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m ece.bench", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="atlas-gpt2", help="embedded model")
+    parser.add_argument("--shapes", help=f"random weights instead: some of {','.join(SHAPES)}")
+    parser.add_argument("--facts", type=int, default=100, help="facts of a batch (100)")
+    parser.add_argument("--naive", type=int, help="facts the naive loop runs, scaled up (all)")
+    parser.add_argument("--sizes", type=_numbers, default=SIZES, help="batch sizes: 1,10,100,1000")
+    parser.add_argument("--edits", type=int, default=10_000, help="length of the long run (10000)")
+    parser.add_argument("--batch", type=int, default=100, help="its batches (100)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    parser.add_argument("--json", action="store_true", help="one line of JSON on standard output")
+    parser.add_argument("--out", help="also write the JSON, indented, to this file")
+    return parser
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; several shapes give one line each."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    options.command = shlex.join(["python", "-m", "ece.bench", *words])
+    names = options.shapes.split(",") if options.shapes else [options.model]
+    try:
+        unknown = [name for name in names if options.shapes and name not in SHAPES]
+        if unknown:
+            raise ConfigError(f"unknown shape '{unknown[0]}'; known: {', '.join(SHAPES)}")
+        for name in names:
+            bench, every = open_bench(name, options)
+            record = run(bench, options, every)
+            sys.stdout.write(json.dumps(record) + "\n" if options.json else table(record))
+            if options.out:
+                write_result(record, options.out)
+    except (EditError, OSError) as error:
+        parser.error(str(error))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""The rows of the benchmark: ways of editing the same facts, each adding one device to the last."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+
+import torch
+from torch import nn
+
+from ece import atlas, naive
+from ece.config import Config, configure
+from ece.edit import compute_values, edit_batch
+from ece.facts import Fact
+from ece.measure import counted, measured, resident
+from ece.metrics import KINDS, evaluate
+from ece.model import sites
+from ece.results import rounded
+from ece.state import EditState, new_state
+from ece.stats import Stats, second_moment
+from ece.values import Values
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all stages share."""
+
+    name: str
+    model: nn.Module
+    tokenizer: object
+    facts: list[Fact]
+    stats: Stats
+    random: bool
+    """Whether the weights are random, so that no quality can be measured."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    def config(self, method: str, **settings) -> Config:
+        return configure(self.name, method, **settings)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the table: a way of editing, and what it adds to the row before."""
+
+    name: str
+    adds: str
+    method: str
+    settings: dict
+    way: str = "engine"
+    """naive: the published loop; single: the engine, one fact at a time; engine: all at once."""
+
+
+COUNTED = 4
+"""Facts on which the naive loop's FLOPs are counted: each costs the same but for its length."""
+FIXED = {"stop": None}
+STAGES = (
+    Stage("naive", "the published loop, one fact at a time", "memit", FIXED, "naive"),
+    Stage("cached", "only what changes is run", "memit", FIXED, "single"),
+    Stage("memit", "all facts at once", "memit", FIXED),
+    Stage("memit-stop", "MEMIT with early stop", "memit", {}),
+    Stage("ece", "anchors: 20 shared steps, 5 own; chosen neurons", "ece-rs", FIXED),
+    Stage("ece-stop", "ECE with early stop", "ece-rs", {"stop": 0.05}),
+    Stage("own", "as many own steps, no anchors", "ece-rs", {"shared": "zero"}),
+    Stage("ece-plus", "no anchors, early stop, all neurons", "ece-plus", {}),
+)
+
+
+def stage_row(bench: Bench, stage: Stage, some: int | None = None) -> dict:
+    """Run one stage on fresh weights; seconds are of `some` facts, scaled up to all of them."""
+    facts = bench.facts[:some] if some else bench.facts
+    scale = len(bench.facts) / len(facts)
+    config = bench.config(stage.method, **stage.settings)
+    state = new_state(bench.model, bench.tokenizer, config)
+    work = partial(_WAYS[stage.way], replace(bench, facts=facts), state, config)
+    with restored(bench.model, config.layers):
+        (steps, seconds), cost = measured(work, bench.device)
+        quality = None if bench.random or some else _quality(bench, facts)
+    few = facts[:COUNTED] if stage.way == "naive" else facts
+    with restored(bench.model, config.layers):
+        again = partial(_WAYS[stage.way], replace(bench, facts=few), state, config)
+        flops = counted(again) * len(facts) / len(few)
+    return {
+        "stage": stage.name,
+        "adds": stage.adds,
+        "facts_run": len(facts),
+        "seconds": {name: scale * s for name, s in seconds.items()},
+        "total": scale * sum(seconds.values()),
+        "steps_per_fact": sum(steps) / len(facts),
+        "flops": scale * flops,
+        "peak_bytes": cost.peak,
+        "quality": quality,
+    }
+
+
+def _naive(bench: Bench, state: EditState, config: Config) -> tuple[list, dict]:
+    return naive.memit(
+        bench.model, bench.tokenizer, bench.facts, state.contexts, bench.stats.moments, config
+    )
+
+
+def _engine(bench: Bench, state: EditState, config: Config, values=None) -> tuple[list, dict]:
+    _, report = edit_batch(
+        bench.model, bench.tokenizer, bench.facts, bench.stats, state, config, values
+    )
+    return report.steps + report.shared_steps, report.seconds
+
+
+def _single(bench: Bench, state: EditState, config: Config) -> tuple[list, dict]:
+    found = [
+        compute_values(bench.model, bench.tokenizer, [fact], state, config) for fact in bench.facts
+    ]
+    return _engine(bench, state, config, joined(found))
+
+
+_WAYS = {"naive": _naive, "single": _single, "engine": _engine}
+
+
+def joined(parts: list[Values]) -> Values:
+    """Values of several calls as one batch (without clusters)."""
+    names = ("hidden", "delta", "nll", "steps", "holds")
+    columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    losses = torch.cat([part.losses for part in parts], 1)
+    seconds = sum(part.seconds for part in parts)
+    return Values(parts[0].layer, **columns, losses=losses, seconds=seconds)
+
+
+@contextmanager
+def restored(model: nn.Module, layers: tuple[int, ...]) -> Iterator[None]:
+    """The edit layers' weights come back when the block ends."""
+    kept = [(site.weight, site.weight.clone()) for site in sites(model, layers)]
+    try:
+        yield
+    finally:
+        for weight, before in kept:
+            weight.copy_(before)
+
+
+def _quality(bench: Bench, facts: list[Fact]) -> dict:
+    summary = evaluate(bench.model, bench.tokenizer, facts).summary()
+    return rounded(summary, (*KINDS, "score"))
+
+
+def sweep(bench: Bench, every: list[Fact], sizes) -> list[dict]:
+    """Seconds of one batch at several sizes, ECE and MEMIT with their fixed schedules."""
+    rows = []
+    for size in (size for size in sizes if size <= len(every)):
+        for stage in (s for s in STAGES if s.name in ("ece", "memit")):
+            config = bench.config(stage.method, **stage.settings)
+            state = new_state(bench.model, bench.tokenizer, config)
+            part = replace(bench, facts=every[:size])
+            with restored(bench.model, config.layers):
+                (_, seconds), cost = measured(partial(_engine, part, state, config), bench.device)
+            rows.append({"stage": stage.name, "batch": size, "seconds": sum(seconds.values()),
+                         "peak_bytes": cost.peak})  # fmt: skip
+    return rows
+
+
+def long_run(bench: Bench, every: list[Fact], edits: int, batch: int, show) -> list[dict]:
+    """Edit on and on: seconds and memory of each batch; the facts come round again.
+
+    Values take a single step here: the descent cannot know how many edits came before, and
+    what might grow with them (keys, history, solve, state) shows the better beside less of it.
+    """
+    config = bench.config("ece-rs", shared="zero", own_steps=1, steps=1)
+    state = new_state(bench.model, bench.tokenizer, config)
+    rows, parts = [], [every[i : i + batch] for i in range(0, len(every) - batch + 1, batch)]
+    with restored(bench.model, config.layers):
+        for number in show(range(edits // batch)):
+            part = parts[number % len(parts)]
+            work = partial(
+                edit_batch, bench.model, bench.tokenizer, part, bench.stats, state, config
+            )
+            (state, _), cost = measured(work, bench.device)
+            rows.append({"edits": (number + 1) * batch, "seconds_per_edit": cost.seconds / batch,
+                         "bytes": resident(bench.device)})  # fmt: skip
+    return rows
+
+
+def flatness(rows: list[dict], ends: int = 5) -> dict:
+    """Medians of the first and the last few batches of a long run, and their ratio."""
+    first, last = (
+        {name: median(row[name] for row in part) for name in ("seconds_per_edit", "bytes")}
+        for part in (rows[:ends], rows[-ends:])
+    )
+    ratio = last["seconds_per_edit"] / first["seconds_per_edit"]
+    return {"first": first, "last": last, "ratio": ratio}
+
+
+def throughput(bench: Bench) -> dict:
+    """Tokens per second of the second moments, all edit layers in one pass."""
+    layers, texts = bench.config("ece-rs").layers, atlas.corpus(1000)
+    stats, cost = measured(
+        lambda: second_moment(bench.model, bench.tokenizer, texts, layers), bench.device
+    )
+    return {"tokens": stats.tokens, "tokens_per_second": stats.tokens / cost.seconds}

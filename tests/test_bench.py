@@ -1,0 +1,105 @@
+"""The benchmark measures what it says, and leaves the model as it was. Times are not tested."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ece import bench as command
+from ece.bench import table
+from ece.measure import ceiling, counted, measured
+from ece.stages import STAGES, Bench, flatness, joined, long_run, stage_row, sweep
+
+
+@pytest.fixture
+def bench(family, model, tokenizer, facts, stats, monkeypatch):
+    """The small models under the presets of an atlas model, with fewer and gentler steps."""
+    small = dict(lr=0.1, lam=20.0, contexts=2, context_tokens=3, steps=4, own_steps=1)
+    made = Bench("atlas-gpt2", model, tokenizer, facts[:4], stats, random=True)
+    real = Bench.config
+
+    def config(self, method, **settings):
+        two = {} if method == "memit" else {"clusters": 2}
+        return real(self, method, **{**small, **two, **settings})
+
+    monkeypatch.setattr(Bench, "config", config)
+    return made
+
+
+def edited(model) -> list[torch.Tensor]:
+    return [p.clone() for p in model.parameters()]
+
+
+def test_every_stage_runs_and_the_weights_come_back(bench):
+    kept = edited(bench.model)
+    rows = {stage.name: stage_row(bench, stage) for stage in STAGES}
+    assert all(torch.equal(a, b) for a, b in zip(kept, edited(bench.model), strict=True))
+    for row in rows.values():
+        assert row["total"] == pytest.approx(sum(row["seconds"].values())) and row["flops"] > 0
+        assert row["quality"] is None  # random weights know nothing
+    assert rows["naive"]["steps_per_fact"] == rows["memit"]["steps_per_fact"] == 4
+    assert rows["own"]["steps_per_fact"] == 1
+    assert rows["ece"]["steps_per_fact"] == (2 * 3 + 4 * 1) / 4  # anchors' steps, then own
+    assert rows["cached"]["flops"] < rows["naive"]["flops"] / 2
+    assert rows["ece"]["flops"] < rows["memit"]["flops"]
+
+
+def test_the_naive_stage_may_run_some_facts_only(bench):
+    stage = STAGES[0]
+    some = stage_row(bench, stage, 2)
+    assert some["facts_run"] == 2
+    assert some["total"] == pytest.approx(sum(some["seconds"].values()))
+    assert some["flops"] == pytest.approx(stage_row(bench, stage)["flops"], rel=0.3)
+
+
+def test_values_joined_fact_by_fact_equal_a_batch(bench):
+    from ece.edit import compute_values
+    from ece.state import new_state
+
+    config = bench.config("memit", stop=None)
+    state = new_state(bench.model, bench.tokenizer, config)
+    whole = compute_values(bench.model, bench.tokenizer, bench.facts, state, config)
+    parts = [compute_values(bench.model, bench.tokenizer, [f], state, config) for f in bench.facts]
+    torch.testing.assert_close(joined(parts).z, whole.z, rtol=2e-3, atol=2e-4)
+
+
+def test_sweep_and_long_run(bench, facts):
+    kept = edited(bench.model)
+    rows = sweep(bench, facts, (1, 4, 99))
+    assert [(row["stage"], row["batch"]) for row in rows] == [
+        ("memit", 1), ("ece", 1), ("memit", 4), ("ece", 4)
+    ]  # fmt: skip
+    rows = long_run(bench, facts, 12, 3, iter)
+    assert [row["edits"] for row in rows] == [3, 6, 9, 12]
+    assert set(flatness(rows, 2)) == {"first", "last", "ratio"}
+    assert all(torch.equal(a, b) for a, b in zip(kept, edited(bench.model), strict=True))
+
+
+def test_counts_and_costs():
+    a, b = torch.randn(8, 16), torch.randn(16, 4)
+    assert counted(lambda: a @ b) == 2 * 8 * 16 * 4
+    result, cost = measured(lambda: 7, torch.device("cpu"))
+    assert result == 7 and cost.seconds >= 0 and (cost.peak is None or cost.peak > 0)
+    assert ceiling(torch.device("cpu"), torch.float32, 64) > 0
+
+
+@pytest.mark.parametrize("family", ["gpt2"], indirect=True)
+def test_the_record_is_json_and_says_where_it_comes_from(bench, facts, monkeypatch, capsys):
+    made = replace(bench, random=False)
+    monkeypatch.setattr(command, "open_bench", lambda name, options: (made, facts))
+    assert command.main(["--sizes", "1", "--edits", "12", "--batch", "3", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["speedup_vs_naive"] > 0 and record["provenance"]["command"].endswith("--json")
+    assert len(record["long"]["rows"]) == 4 and record["stages"][0]["quality"]["efficacy"] is None
+    assert "naive" in table(record)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [(["--shapes", "gpt5"], "known: gpt2-xl"), (["--facts", "99999"], "the world has")],
+)
+def test_what_cannot_be_measured_is_refused(words, message, capsys):
+    with pytest.raises(SystemExit):
+        command.main(words)
+    assert message in capsys.readouterr().err
