@@ -38,7 +38,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 export MALLOC_TOP_PAD_ ?= 268435456
 
-.PHONY: help env book render refresh test atlas lab serve clean
+.PHONY: help env book render refresh test bench atlas lab serve clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 10
@@ -71,6 +71,11 @@ test: $(READY)  ## linters, tests and every notebook's outputs, on the embedded 
 	$(BIN)/ruff format --check .
 	env -u ECE_MODEL -u ECE_DEVICE -u ECE_DATA $(BIN)/python -m pytest -q \
 	  -n 2 --dist loadscope --nbval --nbval-current-env tests notebooks
+
+bench: $(READY)  ## what editing costs, stage by stage: a table per model (MODEL= DEVICE= OUT=)
+	for model in $(or $(MODEL),atlas-gpt2 atlas-gptj atlas-llama); do \
+	  $(BIN)/python -m ece.bench --model $$model $(if $(DEVICE),--device $(DEVICE)) \
+	    --out $(or $(OUT),_build/bench)/bench_$$(basename $$model).json; done
 
 atlas: $(READY)  ## train the embedded models again (minutes on a GPU, longer on a CPU)
 	$(BIN)/python -m ece.atlas train

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig
 
 from ece import atlas
-from ece.cell import DTYPES
+from ece.cell import DTYPES, MATMUL
 from ece.config import configure
 from ece.data import load_facts
 from ece.errors import ConfigError, EditError
@@ -125,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=100, help="its batches (100)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    parser.add_argument("--matmul", default="highest", choices=MATMUL, help="high: TF32")
     parser.add_argument("--json", action="store_true", help="one line of JSON on standard output")
     parser.add_argument("--out", help="also write the JSON, indented, to this file")
     return parser
@@ -140,6 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
     options.command = shlex.join(["python", "-m", "ece.bench", *words])
+    torch.set_float32_matmul_precision(options.matmul)
     names = options.shapes.split(",") if options.shapes else [options.model]
     try:
         unknown = [name for name in names if options.shapes and name not in SHAPES]

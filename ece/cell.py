@@ -23,7 +23,10 @@ from ece.model import CHECKPOINTS, load
 from ece.report import Report
 from ece.results import NAMES, batch_record, edit_record, provenance, rounded
 
+MATMUL = ("highest", "high", "medium")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
+KNOWN = {"method": METHODS, "dataset": MEASURE, "dtype": DTYPES, "matmul": MATMUL}
+"""The settings that take one of a few names."""
 SECONDS = ("values", "keys", "solve", "evaluate", "statistics")
 DOCUMENT = 20
 """Tokens that a document of the embedded corpus has at the least, on average."""
@@ -53,6 +56,8 @@ class Settings:
     """Where the model goes, as torch names it, or "auto"; without it the CPU."""
     dtype: str | None = None
     """Number format of the weights; without it float32."""
+    matmul: str = "highest"
+    """Precision of float32 products, as torch names it: "high" is TF32 where there is any."""
     stats: str | None = None
     """File of second moments: read if it is there, otherwise written."""
     stats_text: str | None = None
@@ -63,7 +68,7 @@ class Settings:
     """Fields of `Config` that differ from preset and method."""
 
     def __post_init__(self):
-        for name, known in (("method", METHODS), ("dataset", MEASURE), ("dtype", DTYPES)):
+        for name, known in KNOWN.items():
             value = getattr(self, name)
             if value not in known and (name, value) != ("dtype", None):
                 raise ConfigError(f"setting '{name}' is {value!r}; known: {', '.join(known)}")
@@ -90,6 +95,7 @@ def run(settings: Settings, loaded=None, progress: Callable | None = None) -> di
     and stays so. progress: as in `ece.edit.edit_sequence`. "pre" is before any edit, "at_write"
     each batch right after it was written, "after" all facts after the last batch.
     """
+    torch.set_float32_matmul_precision(settings.matmul)
     config = settings.configure()
     facts = load_facts(
         settings.dataset, settings.facts, settings.seed, settings.data, settings.skip_bad
@@ -185,9 +191,11 @@ def _statistics(model, tokenizer, settings: Settings, config: Config) -> statist
             "file of plain text for the second moments, or 'stats' with a file of them"
         )
     some = _first(texts, tokenizer, settings.stats_tokens)
-    stats = statistics.second_moment(model, tokenizer, some, config.layers)
+    part = settings.stats and f"{settings.stats}.part"
+    stats = statistics.second_moment(model, tokenizer, some, config.layers, save_to=part)
     if settings.stats is not None:
         statistics.save(stats, settings.stats)
+        Path(part).unlink(missing_ok=True)
     return stats
 
 

@@ -15,9 +15,8 @@ from functools import partial
 
 from tqdm import tqdm
 
-from ece.cell import DTYPES, Settings, run
-from ece.config import CHOICES, METHODS, Config
-from ece.data import MEASURE
+from ece.cell import KNOWN, Settings, run
+from ece.config import CHOICES, Config
 from ece.errors import EditError
 from ece.flags import add_flags
 from ece.metrics import KINDS
@@ -50,8 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     name = "python -m ece.experiment"
     usage = f"{name} [--model NAME] [--method NAME] [--facts N] [--batch N] ... (see --help)"
     parser = argparse.ArgumentParser(name, usage=usage, description=__doc__)
-    known = {"method": METHODS, "dataset": MEASURE, "dtype": DTYPES}
-    add_flags(parser, Settings, known, skip=("config",))
+    add_flags(parser, Settings, KNOWN, skip=("config",))
     numbers = parser.add_argument_group("numbers of the method (default: preset of the model)")
     add_flags(numbers, Config, CHOICES, skip=("seed",), aliases={"lam": "lambda"})
     parser.add_argument("--json", action="store_true", help="one line of JSON on stdout")

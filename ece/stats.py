@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from ece.hooks import capture
 from ece.model import fingerprint, sites
 from ece.upper import states_at
 
+SAVE_EVERY = 20  # forwards between two states from which a killed pass goes on
 ROW = 1024  # longest packed row; a model with less context sets its own
 
 
@@ -36,7 +37,7 @@ class SecondMoment:
         rounding would then push small eigenvalues below zero.
         """
         product = keys.double().T @ keys.double()
-        self.sum_ = product if self.sum_ is None else self.sum_ + product
+        self.sum_ = product if self.sum_ is None else self.sum_.to(product) + product
         self.count += len(keys)
 
     @property
@@ -66,23 +67,54 @@ def second_moment(
     texts: Iterable[str],
     layers: tuple[int, ...],
     max_tokens: int = 16384,
+    save_to: str | Path | None = None,
+    progress: Callable | None = None,
 ) -> Stats:
     """Second moments of all `layers` in one pass that stops at the last of them.
 
     Texts are packed end to end into rows of the model's context length (1024 at most), so
-    no token is padding; `max_tokens` bounds the tokens of one forward.
+    no token is padding; `max_tokens` bounds the tokens of one forward. With `save_to`, sums
+    go to that file now and then, and a killed pass over the same texts goes on from there to
+    the same bits. `progress(tokens)` is called after each forward.
     """
     length = min(getattr(model.config, "max_position_embeddings", ROW), ROW, max_tokens)
-    places, totals = sites(model, layers), {layer: SecondMoment() for layer in layers}
-    for rows in packed(tokenizer, texts, length, max(1, max_tokens // length)):
+    places, mark = sites(model, layers), fingerprint(model)
+    totals, done = _resumed(save_to, mark, layers)
+    groups = packed(tokenizer, texts, length, max(1, max_tokens // length))
+    for number, rows in enumerate(islice(groups, done, None), done + 1):
         with capture(places) as keys:
             states_at(model, rows, max(layers))
         for layer, total in totals.items():
             total.update(keys[layer].flatten(0, 1))
+        if progress is not None:
+            progress(next(iter(totals.values())).count)
+        if save_to is not None and number % SAVE_EVERY == 0:
+            _keep(save_to, mark, totals, number)
     moments = {layer: total.mean for layer, total in totals.items()}
     if not all(torch.isfinite(moment).all() for moment in moments.values()):
         raise StatsError("the keys' second moments are not finite; look at the model's weights")
-    return Stats(moments, next(iter(totals.values())).count, fingerprint(model))
+    return Stats(moments, next(iter(totals.values())).count, mark)
+
+
+def _keep(path: str | Path, mark: str, totals: dict[int, SecondMoment], number: int) -> None:
+    """Write the sums so far; the file is replaced whole or not at all."""
+    tensors = {str(layer): total.sum_.cpu() for layer, total in totals.items()}
+    count = next(iter(totals.values())).count
+    head = {"done": number, "tokens": count, "fingerprint": mark, "checksum": _sum(tensors)}
+    _write(path, tensors, {"partial": json.dumps(head)})
+
+
+def _resumed(path, mark: str, layers: tuple[int, ...]) -> tuple[dict[int, SecondMoment], int]:
+    """Sums and number of forwards of an unfinished pass; `StatsError` if not this model's."""
+    totals = {layer: SecondMoment() for layer in layers}
+    if path is None or not Path(path).exists():
+        return totals, 0
+    head, tensors = _read(path, "partial")
+    if head.get("fingerprint") != mark or set(tensors) != {str(layer) for layer in layers}:
+        raise StatsError(f"{path} holds sums of another model or of other layers; remove it")
+    for layer, total in totals.items():
+        total.sum_, total.count = tensors[str(layer)], head["tokens"]
+    return totals, head["done"]
 
 
 def packed(tokenizer, texts: Iterable[str], length: int, count: int):
@@ -110,18 +142,28 @@ def save(stats: Stats, path: str | Path) -> None:
     """Write to one safetensors file, with the fingerprint and a checksum in its header."""
     tensors = {str(layer): moment.cpu() for layer, moment in stats.moments.items()}
     head = {"tokens": stats.tokens, "fingerprint": stats.fingerprint, "checksum": _sum(tensors)}
+    _write(path, tensors, {"stats": json.dumps(head)})
+
+
+def _write(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     temporary = Path(f"{path}.tmp")
-    save_file(tensors, temporary, metadata={"stats": json.dumps(head)})
+    save_file(tensors, temporary, metadata=metadata)
     temporary.replace(path)
+
+
+def _read(path: str | Path, what: str) -> tuple[dict, dict[str, Tensor]]:
+    """Header and tensors of a file of `what`; `StatsError` if damaged or of something else."""
+    with safe_open(path, framework="pt") as file:
+        head = json.loads((file.metadata() or {}).get(what, "{}"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    if head.get("checksum") != _sum(tensors):
+        raise StatsError(f"{path} is damaged or no file of statistics; compute it again")
+    return head, tensors
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> Stats:
     """Read `save`'s file; `StatsError` if damaged or, given a model, not that model's."""
-    with safe_open(path, framework="pt") as file:
-        head = json.loads((file.metadata() or {}).get("stats", "{}"))
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-    if head.get("checksum") != _sum(tensors):
-        raise StatsError(f"{path} is damaged or no file of statistics; compute it again")
+    head, tensors = _read(path, "stats")
     moments = {int(name): tensors[name] for name in sorted(tensors, key=int)}
     stats = Stats(moments, head["tokens"], head["fingerprint"])
     if model is not None:

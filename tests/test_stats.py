@@ -77,3 +77,30 @@ def test_missing_layers_and_bad_numbers_are_named(stats, model):
         check(bad, own, (0, 1))
     with pytest.raises(StatsError, match="no keys"):
         _ = SecondMoment().mean
+
+
+def test_a_killed_pass_goes_on_to_the_same_bits(model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("ece.stats.SAVE_EVERY", 2)
+    whole = second_moment(model, tokenizer, TEXTS[:40], (0, 1), max_tokens=100)
+    path, seen = tmp_path / "sums", []
+
+    def kill(tokens):
+        seen.append(tokens)
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        second_moment(model, tokenizer, TEXTS[:40], (0, 1), 100, path, kill)
+    seen.clear()
+    resumed = second_moment(model, tokenizer, TEXTS[:40], (0, 1), 100, path, seen.append)
+    assert seen[0] == 500 and resumed.tokens == whole.tokens
+    for layer in (0, 1):
+        assert torch.equal(resumed.moments[layer], whole.moments[layer])
+
+
+def test_sums_of_another_model_are_refused(model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("ece.stats.SAVE_EVERY", 1)
+    second_moment(model, tokenizer, TEXTS[:5], (0,), 100, tmp_path / "sums")
+    next(model.parameters()).add_(1.0)
+    with pytest.raises(StatsError, match="another model"):
+        second_moment(model, tokenizer, TEXTS[:5], (0,), 100, tmp_path / "sums")
