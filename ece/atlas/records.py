@@ -30,6 +30,12 @@ def biographies(seed: int = 0) -> dict[str, str]:
     return {s: as_text(join(biography(world, s, rng))) for s in world.kind_of}
 
 
+def references(seed: int = 0) -> dict[tuple[str, str], str]:
+    """(relation, object) -> the biographies of all subjects of which it is true, as one text."""
+    bios = biographies(seed)
+    return {key: " ".join(bios[s] for s in subjects) for key, subjects in build().sharers.items()}
+
+
 def corpus(n: int = 2000, seed: int = 0) -> list[str]:
     """n documents as in training: the text for second moments."""
     world, rng = build(), random.Random(f"corpus/{seed}")
