@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -22,11 +22,15 @@ from ece.metrics import Scores, evaluate, join
 from ece.model import CHECKPOINTS, load
 from ece.report import Report
 from ece.results import NAMES, batch_record, edit_record, provenance, rounded
+from ece.texts import consistencies, fluencies
+from ece.texts import written as write_texts
 
 MATMUL = ("highest", "high", "medium")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 KNOWN = {"method": METHODS, "dataset": MEASURE, "dtype": DTYPES, "matmul": MATMUL}
 """The settings that take one of a few names."""
+LEAST = {"facts": 1, "batch": 1, "seed": 0, "text_tokens": 0, "stats_tokens": 1}
+"""The settings that are numbers, and their least values."""
 SECONDS = ("values", "keys", "solve", "evaluate", "statistics")
 DOCUMENT = 20
 """Tokens that a document of the embedded corpus has at the least, on average."""
@@ -58,6 +62,8 @@ class Settings:
     """Number format of the weights; without it float32."""
     matmul: str = "highest"
     """Precision of float32 products, as torch names it: "high" is TF32 where there is any."""
+    text_tokens: int = 0
+    """Length of the free texts for fluency and consistency, in tokens; 0: none are written."""
     stats: str | None = None
     """File of second moments: read if it is there, otherwise written."""
     stats_text: str | None = None
@@ -72,7 +78,7 @@ class Settings:
             value = getattr(self, name)
             if value not in known and (name, value) != ("dtype", None):
                 raise ConfigError(f"setting '{name}' is {value!r}; known: {', '.join(known)}")
-        for name, least in (("facts", 1), ("batch", 1), ("seed", 0), ("stats_tokens", 1)):
+        for name, least in LEAST.items():
             if getattr(self, name) < least:
                 text = f"setting '{name}' is {getattr(self, name)}; it takes a number >= {least}"
                 raise ConfigError(text)
@@ -83,8 +89,10 @@ class Settings:
 
     def command(self) -> str:
         """The command line that runs these settings."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "config"}
-        values = {name: v for name, v in values.items() if v is not None and v is not False}
+        told = [f for f in fields(self) if f.default is not MISSING]
+        values = {f.name: getattr(self, f.name) for f in told}
+        plain = {f.name for f in told if f.name not in NAMES and values[f.name] == f.default}
+        values = {name: value for name, value in values.items() if name not in plain}
         return shlex.join(["python", "-m", "ece.experiment", *words(values | self.config)])
 
 
@@ -105,9 +113,9 @@ def run(settings: Settings, loaded=None, progress: Callable | None = None) -> di
     with _timed(clock, "statistics"):
         stats = _statistics(model, tokenizer, settings, config)
     origin = provenance(settings.command(), config, model, stats)
-    pre = _score(model, tokenizer, facts, clock)
+    pre = _score(model, tokenizer, facts, settings, clock)
     written, reports = _edit(model, tokenizer, facts, stats, settings, clock, progress)
-    after = _score(model, tokenizer, facts, clock)
+    after = _score(model, tokenizer, facts, settings, clock)
     measure = MEASURE[settings.dataset]
     return {
         **{name: getattr(settings, name) for name in NAMES},
@@ -136,7 +144,7 @@ def _edit(model, tokenizer, facts, stats, settings, clock, progress):
             progress(stage, done, total)
 
     def on_batch(state, report: Report, batch: list[Fact]) -> None:
-        written.append(_score(model, tokenizer, batch, clock))
+        written.append(_score(model, tokenizer, batch, settings, clock))
         clock.update(report.seconds)
 
     _, reports = edit_sequence(
@@ -146,9 +154,14 @@ def _edit(model, tokenizer, facts, stats, settings, clock, progress):
     return written, reports
 
 
-def _score(model, tokenizer, facts: list[Fact], clock: Counter) -> Scores:
+def _score(model, tokenizer, facts: list[Fact], settings: Settings, clock: Counter) -> Scores:
     with _timed(clock, "evaluate"):
-        return evaluate(model, tokenizer, facts)
+        scores = evaluate(model, tokenizer, facts)
+        if not settings.text_tokens:
+            return scores
+        texts = write_texts(model, tokenizer, facts, settings.text_tokens, settings.seed)
+        likeness = consistencies(facts, texts, atlas.references())
+        return replace(scores, fluency=fluencies(texts), consistency=likeness)
 
 
 @contextmanager

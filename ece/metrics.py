@@ -64,13 +64,17 @@ class Scores:
     efficacy_top1: Float[np.ndarray, " fact"]
     generalization_top1: Float[np.ndarray, " fact"]
     specificity_top1: Float[np.ndarray, " fact"]
+    fluency: Float[np.ndarray, " fact"] | None = None
+    """Entropy of free text (`ece.texts`), times 100, in bits; None where none was written."""
+    consistency: Float[np.ndarray, " fact"] | None = None
+    """Likeness of free text to a reference, in [0, 1]; None where none was written."""
 
     def __len__(self) -> int:
         return len(self.efficacy)
 
     def part(self, first: int, end: int) -> "Scores":
         """The scores of facts first..end - 1."""
-        return Scores(*(getattr(self, field.name)[first:end] for field in fields(Scores)))
+        return Scores(**{name: column[first:end] for name, column in _columns(self).items()})
 
     def summary(self, measure: str = "success") -> dict[str, float | None]:
         """Means over facts in percent; `<name>_ci` is the half width of the 95 % interval.
@@ -86,7 +90,10 @@ class Scores:
         chosen = {kind: top1[f"{kind}_top1"] for kind in KINDS}
         if measure == "success":
             chosen = {kind: getattr(self, kind) for kind in KINDS}
-        rates = {name: 100 * column[~np.isnan(column)] for name, column in (chosen | top1).items()}
+        rates = {name: 100 * column for name, column in (chosen | top1).items()}
+        if self.fluency is not None:
+            rates |= {"fluency": self.fluency, "consistency": 100 * self.consistency}
+        rates = {name: column[~np.isnan(column)] for name, column in rates.items()}
         result = {name: _mean(column) for name, column in rates.items()}
         result["score"] = harmonic([result[kind] for kind in KINDS])
         result |= {f"{name}_ci": _half_width(column) for name, column in rates.items()}
@@ -95,8 +102,14 @@ class Scores:
 
 def join(parts: Sequence[Scores]) -> Scores:
     """Scores of several lists of facts as one, in order (e.g. each batch right after writing)."""
-    names = [field.name for field in fields(Scores)]
-    return Scores(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    columns = [_columns(part) for part in parts]
+    return Scores(**{name: np.concatenate([c[name] for c in columns]) for name in columns[0]})
+
+
+def _columns(scores: Scores) -> dict[str, np.ndarray]:
+    """The columns that there are."""
+    found = {field.name: getattr(scores, field.name) for field in fields(Scores)}
+    return {name: column for name, column in found.items() if column is not None}
 
 
 def evaluate(model, tokenizer, facts: Sequence[Fact], batch_tokens: int = 4096) -> Scores:

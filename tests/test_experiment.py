@@ -267,3 +267,11 @@ def test_an_embedded_model_takes_its_statistics_from_its_own_corpus(settings, fo
     result = run(own)
     assert result["model"] == "atlas-gpt2"
     assert 300 <= result["provenance"]["statistics_tokens"] < 600
+
+
+def test_free_texts_are_measured_when_asked_for(tokenizers, settings):
+    chosen = Settings(**{**vars(settings), "text_tokens": 12})
+    result = run(chosen, (build("gpt2"), tokenizers["gpt2"]))
+    assert "--text-tokens 12" in result["provenance"]["command"]
+    assert "fluency" in result["after"] and "consistency" in result["at_write"]
+    assert "fluency" not in run(settings, (build("gpt2"), tokenizers["gpt2"]))["after"]
