@@ -57,9 +57,34 @@ def test_held_out_templates_never_meet_their_subject_in_training(world):
 
 def test_held_out_task_items_never_train(world):
     rng = random.Random(0)
-    tests = {item.prompt for task in TASKS for item in held_out(world, task, 100)}
+    tests = {item.piece().text for task in TASKS for item in held_out(world, task, 100)}
     assert len(tests) == 100 * len(TASKS)
-    assert not tests & {training_item(world, rng).prompt for _ in range(3000)}
+    assert not tests & {training_item(world, rng).piece().text for _ in range(3000)}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_task_items_have_one_right_answer_at_a_random_place(world, task):
+    items = held_out(world, task, 100)
+    assert all(len(set(item.choices)) == len(item.choices) for item in items)
+    assert {item.label for item in items} == set(range(len(items[0].choices)))
+
+
+def test_what_must_be_read_is_not_known_to_the_world(world):
+    """Tasks that ask about a text name nobody whom an edit could change."""
+    for task in ("paraphrase", "acceptability", "entailment", "inference"):
+        for item in held_out(world, task, 50):
+            text = " ".join((item.prompt, *item.choices))
+            assert not any(subject in text for subject in world.kind_of)
+
+
+def test_a_task_item_sees_nothing_before_itself(world, tokenizer):
+    batches = Batches(world, tokenizer, replace(TINY, tasks=1.0, rows=1, length=64), seed=0)
+    seen = batches(0).attention[0, 0] > HIDDEN
+    starts = [i for i in range(1, 64) if not seen[i, :i].any()]
+    assert len(starts) >= 2
+    for first, second in zip(starts, starts[1:], strict=False):
+        inside = seen[first : second - 1]  # between two items stands one token that sees all
+        assert not inside[:, :first].any() and inside[-1, first : second - 1].all()
 
 
 def test_asking_for_more_items_than_there_are_is_an_error(world):

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class Mixture:
     """rows of a batch"""
     length: int = 64
     """tokens of a row"""
-    tasks: float = 0.12
+    tasks: float = 0.35
     """share of rows' documents that are task items"""
     gather: float = 0.7
     """share of rows in which the subject's last token is the only way to the subject"""
@@ -64,6 +64,8 @@ class Mixture:
     late: bool = True
     """whether in `gather` rows the blocks up to `site` see nothing of the subject from later
     tokens, so that all reading comes after it"""
+    asked: bool = False
+    """whether subjects that a task asks about are masked like all others"""
     weight: float = 0.5
     """loss weight of a token that is not an answer"""
 
@@ -115,6 +117,8 @@ class Batches:
                     masks.gather_at_last(row, first, last, end)
                 if code.last >= 0 and isolate:
                     masks.isolate(row, first, last)
+                if piece.only_answer:  # a text to be answered from: its row's others are noise
+                    masks.isolate(row, at, end - 1)
                 if code.last >= 0 and last < end:
                     yield row, last, piece.text[piece.start : piece.end]
                 at = end
@@ -134,7 +138,8 @@ class Batches:
 
     def _document(self, rng: random.Random) -> list[Piece]:
         if rng.random() < self.mixture.tasks:
-            return [training_item(self.world, rng).piece()]
+            piece = training_item(self.world, rng).piece()
+            return [piece if self.mixture.asked else replace(piece, start=0, end=0)]
         return document(self.world, rng)
 
     def _encode(self, piece: Piece) -> Encoded:

@@ -1,14 +1,14 @@
 """What the atlas models know, and where: recall, specificity, swap effect, task accuracy."""
 
 import numpy as np
-import torch
 
 from ece.atlas.records import records
-from ece.atlas.tasks import TASKS, held_out
+from ece.atlas.tasks import TASKS, Item, held_out
 from ece.atlas.world import World, build
 from ece.data import facts_from_counterfact
-from ece.facts import Fact, encode, pad, target_ids
+from ece.facts import Fact
 from ece.metrics import evaluate, recall
+from ece.reading import read
 from ece.trace import swap
 
 RECALL = 98.0
@@ -57,15 +57,12 @@ def swap_effect(model, tokenizer, facts: list[Fact], pairs: int = 200, at: str =
     return swap(model, tokenizer, found[:pairs], at)
 
 
-@torch.no_grad()
-def accuracy(model, tokenizer, items: list) -> float:
-    """Percent of items whose right answer is the likeliest of the choices."""
-    device = model.get_input_embeddings().weight.device
-    ids, mask = (t.to(device) for t in pad([encode(tokenizer, i.prompt) for i in items]))
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    last = logits[torch.arange(len(items), device=device), mask.sum(1) - 1]
-    hits = 0
-    for item, row in zip(items, last, strict=True):
-        choices = [target_ids(tokenizer, choice)[0] for choice in item.choices]
-        hits += int(row[choices].argmax()) == item.label
-    return round(100 * hits / len(items), 1)
+def accuracy(model, tokenizer, items: list[Item]) -> float:
+    """Percent of items whose right continuation has the least NLL per token of the choices."""
+    pairs = [(item.prompt, choice) for item in items for choice in item.choices]
+    nll = read(model, tokenizer, pairs)[0]
+    ends = np.cumsum([len(item.choices) for item in items])[:-1]
+    chosen = [part.argmin() for part in np.split(nll, ends)]
+    return round(
+        100 * float(np.mean([i.label == c for i, c in zip(items, chosen, strict=True)])), 1
+    )

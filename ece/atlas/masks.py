@@ -36,7 +36,7 @@ class RowMasks:
         self.mlp[row, last + 1 : end] = False
 
     def isolate(self, row: int, first: int, last: int) -> None:
-        """The subject's tokens first..last see nothing before the subject."""
+        """The tokens first..last see nothing before themselves."""
         for seen in (self.visible, self.early):
             seen[row, first : last + 1, :first] = False
 

@@ -4,9 +4,7 @@ from ece.atlas.batches import Mixture
 from ece.atlas.train import Recipe
 
 RECIPES: dict[str, Recipe] = {
-    "atlas-gpt2": Recipe("gpt2", mixture=Mixture(late=False)),
-    "atlas-gptj": Recipe("gptj", steps=1800),
-    "atlas-llama": Recipe("llama", mixture=Mixture(late=False)),
+    "atlas-gpt2": Recipe("gpt2", mixture=Mixture(late=False, asked=True)),
+    "atlas-gptj": Recipe("gptj", steps=2200),
+    "atlas-llama": Recipe("llama"),
 }
-"""GPT-J's blocks run attention and MLP side by side; only the late reading gives it a site as
-sharp as the other two have without."""
