@@ -1,7 +1,8 @@
 """The embedded world: what is held out stays out, masks mask, training resumes exactly."""
 
+import json
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from ece.atlas.batches import Batches, Mixture
 from ece.atlas.masks import HIDDEN, RowMasks, attention_masked, mlp_masked
+from ece.atlas.recipes import RECIPES
 from ece.atlas.records import biographies, corpus, records
 from ece.atlas.tasks import TASKS, held_out, training_item
 from ece.atlas.text import document
@@ -17,7 +19,7 @@ from ece.atlas.train import Recipe, architecture, attention_of, loss_of, train
 from ece.atlas.world import build
 from ece.data import facts_from_counterfact
 from ece.facts import locate
-from ece.model import blocks
+from ece.model import CHECKPOINTS, blocks
 
 TINY = Mixture(rows=2, length=48)
 
@@ -60,6 +62,15 @@ def test_held_out_task_items_never_train(world):
     tests = {item.piece().text for task in TASKS for item in held_out(world, task, 100)}
     assert len(tests) == 100 * len(TASKS)
     assert not tests & {training_item(world, rng).piece().text for _ in range(3000)}
+
+
+def test_only_choices_about_the_world_mark_their_subject(world):
+    for task in TASKS:
+        for item in held_out(world, task, 20):
+            piece = item.piece()
+            marked = piece.text[piece.start : piece.end]
+            assert marked == item.subject and (marked in world.kind_of) == (piece.end > 0)
+            assert (piece.end > 0) == (task == "multiple_choice")
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -178,6 +189,12 @@ def test_the_tokenizer_agrees_with_the_facts_module(world, tokenizer):
 def test_a_split_object_is_refused(world, tokenizers):
     with pytest.raises(ValueError, match="splits the objects"):
         check_objects(world, tokenizers["gpt2"])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_shipped_models_are_of_the_present_recipes(name):
+    kept = json.loads((CHECKPOINTS / name / "recipe.json").read_text())
+    assert kept == json.loads(json.dumps(asdict(RECIPES[name])))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "llama"])
