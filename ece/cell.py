@@ -18,7 +18,7 @@ from ece.edit import edit_sequence
 from ece.errors import ConfigError
 from ece.facts import Fact, encode
 from ece.flags import words
-from ece.metrics import Scores, evaluate, join
+from ece.metrics import Scores, evaluate, join, unchanged
 from ece.model import CHECKPOINTS, load
 from ece.report import Report
 from ece.results import NAMES, batch_record, edit_record, provenance, rounded
@@ -114,8 +114,8 @@ def run(settings: Settings, loaded=None, progress: Callable | None = None) -> di
         stats = _statistics(model, tokenizer, settings, config)
     origin = provenance(settings.command(), config, model, stats)
     pre = _score(model, tokenizer, facts, settings, clock)
-    written, reports = _edit(model, tokenizer, facts, stats, settings, clock, progress)
-    after = _score(model, tokenizer, facts, settings, clock)
+    written, reports = _edit(model, tokenizer, facts, stats, settings, clock, pre, progress)
+    after = _score(model, tokenizer, facts, settings, clock, pre)
     measure = MEASURE[settings.dataset]
     return {
         **{name: getattr(settings, name) for name in NAMES},
@@ -129,7 +129,7 @@ def run(settings: Settings, loaded=None, progress: Callable | None = None) -> di
     }
 
 
-def _edit(model, tokenizer, facts, stats, settings, clock, progress):
+def _edit(model, tokenizer, facts, stats, settings, clock, pre, progress):
     """Write all batches; -> their scores at write, their reports. Times go to `clock`.
 
     Values made ahead of the sequence appear in no report, so the time until the last of them
@@ -144,7 +144,9 @@ def _edit(model, tokenizer, facts, stats, settings, clock, progress):
             progress(stage, done, total)
 
     def on_batch(state, report: Report, batch: list[Fact]) -> None:
-        written.append(_score(model, tokenizer, batch, settings, clock))
+        first = sum(map(len, written))
+        before = pre.part(first, first + len(batch))
+        written.append(_score(model, tokenizer, batch, settings, clock, before))
         clock.update(report.seconds)
 
     _, reports = edit_sequence(
@@ -154,9 +156,14 @@ def _edit(model, tokenizer, facts, stats, settings, clock, progress):
     return written, reports
 
 
-def _score(model, tokenizer, facts: list[Fact], settings: Settings, clock: Counter) -> Scores:
+def _score(
+    model, tokenizer, facts: list[Fact], settings: Settings, clock: Counter, before=None
+) -> Scores:
+    """The facts' scores now; `before` are those of the unedited model."""
     with _timed(clock, "evaluate"):
         scores = evaluate(model, tokenizer, facts)
+        if before is not None:
+            scores = replace(scores, unchanged=unchanged(before, scores))
         if not settings.text_tokens:
             return scores
         texts = write_texts(model, tokenizer, facts, settings.text_tokens, settings.seed)

@@ -52,6 +52,11 @@ class Config:
     """Weight of the KL divergence on "{subject} is a" in the loss, >= 0."""
     history: bool = True
     """Whether keys of earlier batches count as knowledge to keep (a sum of $k k^T$)."""
+    null: float | None = None
+    """AlphaEdit: updates stay within the directions in which `C_0` has eigenvalues below this
+    (units of a squared key, > 0), and `lam` weighs the identity in place of $C_0$; None: off."""
+    keep: float = 1.0
+    """RECT: share of an update's entries, those largest relative to their weight, in (0, 1]."""
     stop: float | None = None
     """A fact leaves the descent once its NLL (nats per token) is below; None: never."""
     stop_sure: bool = False
@@ -85,8 +90,11 @@ class Config:
             for name in names:
                 if not bound(getattr(self, name)):
                     _fail(name, getattr(self, name), text)
-        if not 0 < self.p <= 1:
-            _fail("p", self.p, "a number in (0, 1]")
+        for name in ("p", "keep"):
+            if not 0 < getattr(self, name) <= 1:
+                _fail(name, getattr(self, name), "a number in (0, 1]")
+        if self.null is not None and not self.null > 0:
+            _fail("null", self.null, "a number > 0, or None")
         if self.clusters is not None and self.clusters < 1:
             _fail("clusters", self.clusters, "a whole number >= 1, or None")
         if self.own_steps > self.steps:
@@ -121,9 +129,13 @@ METHODS: dict[str, dict] = {
     "ece-plus": dict(scorer="all", p=1.0, shared="zero", own_steps=15, stop=0.02),
     "memit": dict(scorer="all", p=1.0, clusters=None, stop=0.05, history=False),
     "memit-history": dict(scorer="all", p=1.0, clusters=None, stop=0.05, history=True),
+    "alphaedit": dict(scorer="all", p=1.0, clusters=None, stop=0.05, null=0.02, lam=10.0),
+    "blue": dict(scorer="all", p=1.0, clusters=None, stop=0.05, spread="boundary"),
+    "rect": dict(scorer="all", p=1.0, clusters=None, stop=0.05, history=False, keep=0.4),
 }
 """A method is a handful of settings of one editor. `ece-plus` is the book's own, not the paper's;
-MEMIT stops a fact's descent at an NLL of 0.05, as its published code does."""
+MEMIT stops a fact's descent at an NLL of 0.05, as its published code does, and so do the peers
+made from it: AlphaEdit, BLUE's two layers, RECT."""
 
 
 def configure(model_name: str, method: str, **overrides) -> Config:

@@ -16,7 +16,7 @@ from ece import atlas
 from ece.errors import EditError
 from ece.facts import Fact
 
-MEASURE = {"counterfact": "success", "zsre": "top1"}
+MEASURE = {"counterfact": "success", "zsre": "accuracy"}
 """Which reading of the rates a dataset reports (`ece.metrics.Scores.summary`)."""
 
 
@@ -41,8 +41,8 @@ def facts_from_zsre(
     """One `Fact` per record of the ZsRE evaluation split.
 
     The target is `answers[0]`, as in the published evaluation (`alt` is not used). The only
-    neighbour is the unrelated question `loc`, and `true` is *its* answer `loc_ans`: top-1 rates
-    then mean what the paper's do, while comparing target and `true` on one prompt means nothing.
+    neighbour is the unrelated question `loc`, and `true` is *its* answer `loc_ans`: token accuracy
+    then means what the paper's does, while comparing target and `true` on one prompt means nothing.
     ZsRE names no relation, so the question stands in for it (the embedded records do name it).
     """
     return _convert(_zsre, records, source, skip_bad)

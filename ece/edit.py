@@ -15,7 +15,7 @@ from ece.loss import prepare
 from ece.model import fingerprint, sites
 from ece.report import Report, value_part
 from ece.score import batch_set, scores
-from ece.solve import solve_reported, spread
+from ece.solve import largest, null_basis, solve_reported, solve_within, spread
 from ece.state import (
     Batch,
     EditState,
@@ -94,6 +94,9 @@ def edit_batch(
     done: dict[str, dict[int, Tensor]] = {"masks": {}, "before": {}, "keys": {}}
     seconds = {"values": values.seconds, "keys": 0.0, "solve": 0.0}
     record = {"norms": {}, "jitter": {}, "seconds": seconds}
+    if config.null is not None and not state.bases:
+        bases = {n: null_basis(stats.moments[n], config.null) for n in config.layers}
+        state = replace(state, bases=bases)
     try:
         rows = subject_rows(tokenizer, facts, state.contexts)
         walk = walk_to_subjects(model, rows, len(facts), config.max_tokens)
@@ -134,10 +137,8 @@ def _edit_layer(walk, stats, state, config, layer, goal, left, done, record) -> 
     middle = time.perf_counter()
     share = 1.0 if config.scorer == "all" else config.p
     mask = batch_set(scores(config.scorer, K, site.weight), share)
-    folded, recent = _history(state, layer) if config.history else (None, None)
-    moment = stats.moments[layer]
-    delta, jitter = solve_reported(R.T, K, moment, folded, mask, config.lam, config.ridge, recent)
     weight = site.weight
+    delta, jitter = _update(R.T, K, stats.moments[layer], weight, state, config, layer, mask)
     before = weight[:, mask].clone()
     # Sum in float64, round once: half-precision weights keep as much of the update as they can.
     written = (before.double() + delta[:, mask].to(before.device)).to(weight.dtype)
@@ -152,8 +153,17 @@ def _edit_layer(walk, stats, state, config, layer, goal, left, done, record) -> 
     return walk
 
 
-def _history(state: EditState, layer: int) -> tuple[Tensor | None, Tensor | None]:
-    return state.folded.get(layer), state.recent(layer)
+def _update(R, K, moment, weight, state, config, layer, mask) -> tuple[Tensor, float]:
+    """The layer's update and the jitter its factorisation needed."""
+    folded, recent = None, None
+    if config.history:
+        folded, recent = state.folded.get(layer), state.recent(layer)
+    if config.null is None:
+        delta, jitter = solve_reported(R, K, moment, folded, mask, config.lam, config.ridge, recent)
+    else:
+        basis = state.bases[layer].to(K.device)
+        delta, jitter = solve_within(R, K, basis, folded, config.lam, recent), 0.0
+    return (delta if config.keep == 1 else largest(delta, weight, config.keep)), jitter
 
 
 def _check(model, tokenizer, facts, stats, state, config) -> None:

@@ -1,11 +1,12 @@
 """How well an edit took: efficacy, generalization, specificity (Eq 20-25), their harmonic mean.
 
-Every answer is read in two ways, which are never mixed:
+Every answer is read in three ways, which are never mixed:
 
 * *success* compares two answers: the wanted one must have the strictly smaller length-normalised
   negative log-likelihood (a tie fails). Wanted is the new object on the edited prompt and its
   paraphrases, and the *true* one on neighbours (Eq 25 is printed the other way round).
 * *top1* asks for more: every token of the wanted answer is the arg-max under teacher forcing.
+* *accuracy* is the share of the wanted answer's tokens that are (Eq 20-22, ZsRE).
 
 `questions` lists what is asked about a fact, `ece.reading.read` answers everything in one pass,
 and `evaluate` puts the two together.
@@ -22,7 +23,7 @@ from ece.facts import Fact
 from ece.reading import read
 
 KINDS = ("efficacy", "generalization", "specificity")
-MEASURES = ("success", "top1")
+MEASURES = ("success", "top1", "accuracy")
 
 
 class Question(NamedTuple):
@@ -64,6 +65,13 @@ class Scores:
     efficacy_top1: Float[np.ndarray, " fact"]
     generalization_top1: Float[np.ndarray, " fact"]
     specificity_top1: Float[np.ndarray, " fact"]
+    efficacy_accuracy: Float[np.ndarray, " fact"] | None = None
+    generalization_accuracy: Float[np.ndarray, " fact"] | None = None
+    specificity_accuracy: Float[np.ndarray, " fact"] | None = None
+    said: np.ndarray | None = None
+    """What the model says on the neighbours' prompts: a tuple of token tuples per fact."""
+    unchanged: Float[np.ndarray, " fact"] | None = None
+    """Share of those tokens that the unedited model said too (`unchanged`)."""
     fluency: Float[np.ndarray, " fact"] | None = None
     """Entropy of free text (`ece.texts`), times 100, in bits; None where none was written."""
     consistency: Float[np.ndarray, " fact"] | None = None
@@ -80,20 +88,18 @@ class Scores:
         """Means over facts in percent; `<name>_ci` is the half width of the 95 % interval.
 
         `efficacy`, `generalization`, `specificity` and their harmonic mean `score` are read by
-        `measure` (CounterFact "success", ZsRE "top1"); `*_top1` is always there. A rate that no
-        fact defines is None. The interval is 1.96 standard errors of the mean over facts: it is
-        0 when all facts agree, which is no certainty.
+        `measure` (CounterFact "success", ZsRE "accuracy"); the other readings have their suffix.
+        A rate that no fact defines is None. The interval is 1.96 standard errors of the mean
+        over facts: it is 0 when all facts agree, which is no certainty.
         """
         if measure not in MEASURES:
             raise ValueError(f"measure {measure!r} is unknown; known: {', '.join(MEASURES)}")
-        top1 = {f"{kind}_top1": getattr(self, f"{kind}_top1") for kind in KINDS}
-        chosen = {kind: top1[f"{kind}_top1"] for kind in KINDS}
-        if measure == "success":
-            chosen = {kind: getattr(self, kind) for kind in KINDS}
-        rates = {name: 100 * column for name, column in (chosen | top1).items()}
-        if self.fluency is not None:
-            rates |= {"fluency": self.fluency, "consistency": 100 * self.consistency}
-        rates = {name: column[~np.isnan(column)] for name, column in rates.items()}
+        there = _columns(self)
+        suffix = "" if measure == "success" else f"_{measure}"
+        rates = {kind: there[f"{kind}{suffix}"] for kind in KINDS}
+        rates |= {name: column for name, column in there.items() if name not in (*KINDS, "said")}
+        units = {name: 1 if name == "fluency" else 100 for name in rates}
+        rates = {n: units[n] * column[~np.isnan(column)] for n, column in rates.items()}
         result = {name: _mean(column) for name, column in rates.items()}
         result["score"] = harmonic([result[kind] for kind in KINDS])
         result |= {f"{name}_ci": _half_width(column) for name, column in rates.items()}
@@ -117,16 +123,33 @@ def evaluate(model, tokenizer, facts: Sequence[Fact], batch_tokens: int = 4096) 
     asked = [(i, question) for i, fact in enumerate(facts) for question in questions(fact)]
     wanted = [(question.prompt, question.wanted) for _, question in asked]
     rivals = [(question.prompt, question.other) for _, question in asked if question.other]
-    nll, top1 = read(model, tokenizer, wanted + rivals, batch_tokens)
-    mine, rival = nll[: len(asked)], np.full(len(asked), np.nan)
+    answers = read(model, tokenizer, wanted + rivals, batch_tokens)
+    nll, mine, rival = answers.nll, answers.nll[: len(asked)], np.full(len(asked), np.nan)
     rival[[bool(question.other) for _, question in asked]] = nll[len(asked) :]
     success = np.where(np.isnan(rival), np.nan, mine < rival)
     columns = [
         _per_fact(asked, kind, values, len(facts))
-        for values in (success, top1[: len(asked)].astype(float))
+        for values in (success, answers.top1[: len(asked)] * 1.0, answers.accuracy[: len(asked)])
         for kind in KINDS
     ]
-    return Scores(*columns)
+    said = np.empty(len(facts), dtype=object)
+    said[:] = [()] * len(facts)
+    for (i, question), tokens in zip(asked, answers.said[: len(asked)], strict=True):
+        if question.kind == "specificity":
+            said[i] += (tokens,)
+    return Scores(*columns, said=said)
+
+
+def unchanged(before: Scores, after: Scores) -> Float[np.ndarray, " fact"]:
+    """Per fact, the share of tokens said about its neighbours that are the same in both.
+
+    Eq 22 against the model's own output before the edit; nan for a fact without neighbours.
+    """
+    shares = []
+    for old, new in zip(before.said, after.said, strict=True):
+        pairs = [p for a, b in zip(old, new, strict=True) for p in zip(a, b, strict=True)]
+        shares.append(np.mean([a == b for a, b in pairs]) if pairs else np.nan)
+    return np.array(shares, dtype=float)
 
 
 def recall(
@@ -134,7 +157,7 @@ def recall(
 ) -> Bool[np.ndarray, " prompt"]:
     """Whether the model's top-1 continuation of each prompt is its answer, token for token."""
     pairs = list(zip(prompts, answers, strict=True))
-    return read(model, tokenizer, pairs, batch_tokens)[1]
+    return read(model, tokenizer, pairs, batch_tokens).top1
 
 
 def _per_fact(asked, kind: str, values, count: int) -> Float[np.ndarray, " fact"]:

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 
 BLUE, SKY, GREEN, ORANGE = "#0072B2", "#56B4E9", "#009E73", "#E69F00"
 RED, PINK, YELLOW, BLACK, GREY = "#D55E00", "#CC79A7", "#B8A800", "#000000", "#7F7F7F"
+INDIGO, WINE = "#332288", "#882255"  # of Tol's palette
 COLOURS = MappingProxyType(
     {
         "ece-as": ORANGE,
@@ -23,6 +24,8 @@ COLOURS = MappingProxyType(
         "memit": BLUE,
         "memit-history": PINK,
         "alphaedit": YELLOW,
+        "blue": INDIGO,
+        "rect": WINE,
         "paper": BLACK,
         "pre": GREY,
     }

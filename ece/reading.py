@@ -15,10 +15,21 @@ from jaxtyping import Bool, Float
 from ece.facts import by_length, encode, pad, target_ids
 
 
-def read(
-    model, tokenizer, pairs: Sequence[tuple[str, str]], batch_tokens: int = 4096
-) -> tuple[Float[np.ndarray, " pair"], Bool[np.ndarray, " pair"]]:
-    """NLL of the answer in nats per token, and whether all its tokens are the arg-max.
+class Answers(NamedTuple):
+    """What was read, pair by pair; the answer's earlier tokens are always given."""
+
+    nll: Float[np.ndarray, " pair"]
+    """Nats per token of the answer."""
+    top1: Bool[np.ndarray, " pair"]
+    """Whether every token is the likeliest."""
+    accuracy: Float[np.ndarray, " pair"]
+    """Share of tokens that are."""
+    said: np.ndarray
+    """The likeliest tokens in the answer's places, a tuple each."""
+
+
+def read(model, tokenizer, pairs: Sequence[tuple[str, str]], batch_tokens: int = 4096) -> Answers:
+    """How the model answers each prompt.
 
     pairs: (prompt, answer) texts; an answer is preceded by a space, its tokens are forced.
     batch_tokens: bound on rows * tokens of a forward pass; a longer single row runs alone.
@@ -32,15 +43,20 @@ def read(
     guests: dict[int, list[int]] = {}
     for item, host in enumerate(hosts):
         guests.setdefault(host, []).append(item)
-    nll, top1 = np.zeros(len(asked)), np.zeros(len(asked), dtype=bool)
+    nll, accuracy = np.zeros(len(asked)), np.zeros(len(asked))
+    said = np.empty(len(asked), dtype=object)
     runs = list(guests)
     for chunk in by_length([len(asked[host].row) for host in runs], batch_tokens):
         rows = [asked[runs[i]].row for i in chunk]
         members = [(row, item) for row, i in enumerate(chunk) for item in guests[runs[i]]]
         index = [item for _, item in members]
-        nll[index], top1[index] = _forward(model, rows, [(r, asked[i]) for r, i in members])
+        nll[index], accuracy[index], told = _forward(
+            model, rows, [(r, asked[i]) for r, i in members]
+        )
+        for item, tokens in zip(index, told, strict=True):
+            said[item] = tokens
     back = [unique[pair] for pair in pairs]
-    return nll[back], top1[back]
+    return Answers(nll[back], accuracy[back] == 1, accuracy[back], said[back])
 
 
 class _Asked(NamedTuple):
@@ -81,7 +97,7 @@ def _hosts(rows: list[list[int]]) -> list[int]:
 
 @torch.inference_mode()
 def _forward(model, rows: list[list[int]], asked: list[tuple[int, _Asked]]):
-    """NLL per token and arg-max agreement of `asked` (row number, answer), each [asked]."""
+    """NLL per token, share of arg-max tokens and these, of `asked` (row number, answer)."""
     ids, mask = (tensor.to(model.device) for tensor in pad(rows, "right"))
     at = [(row, item.first + k) for row, item in asked for k in range(len(item.answer))]
     row, position = torch.tensor(at, device=ids.device).T
@@ -92,8 +108,11 @@ def _forward(model, rows: list[list[int]], asked: list[tuple[int, _Asked]]):
     logits = out.logits.float()  # [kept, vocab]
     place = (keep.flatten().cumsum(0) - 1).view_as(keep)[row, position]
     nll = -logits.log_softmax(-1)[place, token]
-    hit = logits.argmax(-1)[place] == token
+    likeliest = logits.argmax(-1)[place]
+    hit = likeliest == token
     owner = np.repeat(np.arange(len(asked)), [len(item.answer) for _, item in asked])
     length = np.bincount(owner)
     total = np.bincount(owner, weights=nll.double().cpu().numpy())
-    return total / length, np.bincount(owner, weights=hit.cpu().numpy()) == length
+    told = np.split(likeliest.cpu().numpy(), np.cumsum(length)[:-1])
+    right = np.bincount(owner, weights=hit.cpu().numpy()) / length
+    return total / length, right, [tuple(tokens.tolist()) for tokens in told]

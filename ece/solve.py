@@ -86,6 +86,57 @@ def factorise(system: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], float
     )
 
 
+def null_basis(C0: Float[Tensor, "ff ff"], threshold: float) -> Float[Tensor, "ff null"]:
+    """Orthonormal directions in which old keys hardly lie: eigenvalues of `C0` below `threshold`.
+
+    AlphaEdit (Fang et al. 2025): an update along them alone leaves old outputs as they were.
+    `SolveError` if there are none.
+    """
+    values, vectors = torch.linalg.eigh(C0.double())
+    basis = vectors[:, values < threshold]
+    if not basis.shape[1]:
+        least = float(values.min())
+        raise SolveError(f"no eigenvalue of the second moment is below {threshold:g}; the least "
+                         f"is {least:.2g}, so raise the config field 'null'")  # fmt: skip
+    return basis
+
+
+def solve_within(
+    R: Float[Tensor, "model edit"],
+    K: Float[Tensor, "edit ff"],
+    basis: Float[Tensor, "ff null"],
+    history: Float[Tensor, "ff ff"] | None,
+    lam: float,
+    recent: Float[Tensor, "earlier ff"] | None = None,
+) -> Float[Tensor, "model ff"]:
+    r"""$\Delta = R K U (U^T (H + K^T K) U + \lambda I)^{-1} U^T$: the update within `basis` $U$.
+
+    AlphaEdit's projected least squares, solved in the coordinates of the null space.
+    """
+    inside = K.double() @ basis
+    system = lam * torch.eye(basis.shape[1]).to(inside) + inside.T @ inside
+    if history is not None:
+        system += basis.T @ history.to(basis) @ basis
+    if recent is not None:
+        earlier = recent.to(basis) @ basis
+        system.addmm_(earlier.T, earlier)
+    factor, _ = factorise(system)
+    return R.double() @ torch.cholesky_solve(inside.T, factor).T @ basis.T
+
+
+def largest(
+    delta: Float[Tensor, "model ff"], weight: Float[Tensor, "model ff"], share: float
+) -> Float[Tensor, "model ff"]:
+    """The update without all but the `share` of entries largest relative to their weight.
+
+    RECT (Gu et al. 2024); ties at the edge stay in.
+    """
+    relative = (delta / weight.to(delta)).abs().nan_to_num(posinf=torch.inf)
+    count = max(1, round(share * relative.numel()))
+    edge = relative.flatten().kthvalue(relative.numel() - count + 1).values
+    return torch.where(relative >= edge, delta, torch.zeros_like(delta))
+
+
 def spread(
     residual: Float[Tensor, "edit model"], how: str, left: int
 ) -> Float[Tensor, "edit model"]:

@@ -1,6 +1,6 @@
 """What an editing session has done so far, as a value; and the way back."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -44,6 +44,8 @@ class EditState:
     """The last batches, oldest first: the undo stack, and the history's low-rank part."""
     done: int = 0
     """Batches done in all."""
+    bases: dict[int, Tensor] = field(default_factory=dict)
+    """With `config.null`: per layer, the null space of the old keys, `[ff, null]`."""
 
     def recent(self, layer: int) -> Float[Tensor, "edit ff"] | None:
         """Keys of the edits in `batches`, in order; None where none are kept."""

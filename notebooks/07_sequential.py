@@ -126,7 +126,7 @@ for name, (some, batch) in four.items():
 # here a batch has two.
 
 # %%
-methods = list(ece.METHODS)
+methods = ["ece-as", "ece-wi", "ece-rs", "ece-plus", "memit", "memit-history"]
 batch, clusters = 8, 2
 
 

@@ -1,11 +1,13 @@
 """The metrics: the batched reading equals one prompt at a time, and rates mean what they say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from ece.facts import Fact, encode, target_ids
-from ece.metrics import KINDS, Scores, evaluate, harmonic, join, questions, recall
+from ece.metrics import KINDS, Scores, evaluate, harmonic, join, questions, recall, unchanged
 from ece.reading import read
 
 SUBJECTS = ("Ilo", "Tor Asken", "Mira Velan")
@@ -29,25 +31,32 @@ def facts():
 
 
 def naive(model, tokenizer, prompt, answer):
-    """The twin of `read`: one prompt, all logits, token by token. -> NLL per token, top-1"""
+    """The twin of `read`: one prompt, all logits, token by token.
+
+    -> NLL per token, top-1, share of tokens right, likeliest tokens
+    """
     ids, target = list(encode(tokenizer, prompt)), list(target_ids(tokenizer, answer))
     with torch.no_grad():
         logits = model(torch.tensor([ids + target])).logits[0].double()
-    losses, hits = [], []
+    losses, hits, said = [], [], []
     for k, token in enumerate(target):
         row = logits[len(ids) - 1 + k]
         losses.append((row.logsumexp(0) - row[token]).item())
-        hits.append(row.argmax().item() == token)
-    return sum(losses) / len(losses), all(hits)
+        said.append(row.argmax().item())
+        hits.append(said[-1] == token)
+    return sum(losses) / len(losses), all(hits), sum(hits) / len(hits), tuple(said)
 
 
 def test_read_equals_one_prompt_at_a_time(model, tokenizer, facts):
     pairs = [(q.prompt, answer) for fact in facts for q in questions(fact) for answer in ANSWERS]
-    losses, hits = zip(*(naive(model, tokenizer, *pair) for pair in pairs), strict=True)
+    losses, hits, shares, tokens = zip(
+        *(naive(model, tokenizer, *pair) for pair in pairs), strict=True
+    )
     for batch_tokens in (1, 37, 4096):
-        nll, top1 = read(model, tokenizer, pairs, batch_tokens)
+        nll, top1, accuracy, said = read(model, tokenizer, pairs, batch_tokens)
         np.testing.assert_allclose(nll, losses, rtol=1e-4)
-        assert top1.tolist() == list(hits)
+        assert top1.tolist() == list(hits) and said.tolist() == list(tokens)
+        np.testing.assert_allclose(accuracy, shares)
 
 
 def test_evaluate_equals_its_naive_twin(model, tokenizer, facts):
@@ -120,7 +129,7 @@ def test_recall_finds_the_most_likely_answer_and_no_other(model, tokenizer, fact
 
 def test_specificity_wants_the_true_answer_and_efficacy_the_new_one(model, tokenizer):
     prompt = "Ilo lives in"
-    nll, _ = read(model, tokenizer, [(prompt, "Paris"), (prompt, "baker")])
+    nll, *_ = read(model, tokenizer, [(prompt, "Paris"), (prompt, "baker")])
     likely, unlikely = ("Paris", "baker") if nll[0] < nll[1] else ("baker", "Paris")
     fact = Fact("{} lives in", "Ilo", likely, unlikely, neighbours=(prompt,))
     scores = evaluate(model, tokenizer, [fact])
@@ -156,7 +165,8 @@ def test_facts_are_weighed_equally_whatever_their_number_of_prompts(model, token
 
 def made(**columns):
     """Scores of four facts; columns not given are all ones."""
-    names = [*KINDS, *(f"{kind}_top1" for kind in KINDS)]
+    suffixes = ("", "_top1", "_accuracy")
+    names = [kind + suffix for suffix in suffixes for kind in KINDS]
     return Scores(*(np.array(columns.get(name, [1.0] * 4)) for name in names))
 
 
@@ -174,8 +184,8 @@ def test_the_score_is_the_harmonic_mean_of_the_chosen_measure():
     top1 = scores.summary("top1")
     assert top1["score"] == pytest.approx(300 / (1 + 1 + 4))
     assert top1["specificity"] == top1["specificity_top1"] == 25
-    with pytest.raises(ValueError, match="success, top1"):
-        scores.summary("accuracy")
+    with pytest.raises(ValueError, match="success, top1, accuracy"):
+        scores.summary("recall")
 
 
 def test_harmonic_mean_bounds():
@@ -190,3 +200,23 @@ def test_a_prompt_beyond_the_context_is_named(model, tokenizer):
     prompt = "Ilo lives in Oslo and " * model.config.max_position_embeddings
     with pytest.raises(ValueError, match="Ilo lives in Oslo.*shorten the prompt"):
         read(model, tokenizer, [("Ilo is", "baker"), (prompt, "Paris")])
+
+
+def test_accuracy_counts_tokens_and_unchanged_compares_with_before(model, tokenizer, facts):
+    before = evaluate(model, tokenizer, facts)
+    assert (before.efficacy_accuracy >= before.efficacy_top1).all()
+    some = unchanged(before, before)
+    assert np.isnan(some[0]) and (some[1:] == 1).all()  # the first fact has no neighbours
+    next(model.parameters()).add_(0.3)
+    after = evaluate(model, tokenizer, facts)
+    told = unchanged(before, after)
+    for i in range(1, len(facts)):
+        pairs = [
+            (a, b)
+            for x, y in zip(before.said[i], after.said[i], strict=True)
+            for a, b in zip(x, y, strict=True)
+        ]
+        assert told[i] == np.mean([a == b for a, b in pairs])
+    summary = replace(after, unchanged=told).summary("accuracy")
+    assert summary["efficacy"] == summary["efficacy_accuracy"]
+    assert summary["unchanged"] == pytest.approx(100 * told[1:].mean())

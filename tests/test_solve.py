@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from ece.errors import SolveError
-from ece.solve import factorise, solve_reported, solve_update, spread
+from ece.solve import (
+    factorise,
+    largest,
+    null_basis,
+    solve_reported,
+    solve_update,
+    solve_within,
+    spread,
+)
 
 
 def problem(seed: int = 0, model: int = 5, ff: int = 12, edit: int = 4):
@@ -114,3 +122,36 @@ def test_a_ridge_keeps_silent_neurons_small():
     assert held[:, 0].norm() < bare[:, 0].norm() / 10
     lifted = C0 + 1e-2 * C0.diagonal().mean() * torch.eye(12).double()
     torch.testing.assert_close(held, solve_update(R, K, lifted, None, full, 3.0))
+
+
+def test_the_null_space_is_where_old_keys_are_not():
+    old = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)).double()
+    keys = old @ torch.randn(5, 12, generator=torch.Generator().manual_seed(1)).double()
+    basis = null_basis(keys.T @ keys / 40, 1e-9)
+    assert basis.shape == (12, 7)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(7).double())
+    assert (keys @ basis).abs().max() < 1e-6
+    with pytest.raises(SolveError, match="raise the config field 'null'"):
+        null_basis(torch.eye(3), 0.5)
+
+
+def test_an_update_within_leaves_old_outputs_and_equals_the_published_form():
+    draw = torch.Generator().manual_seed(2)
+    old = torch.randn(40, 5, generator=draw).double() @ torch.randn(5, 12, generator=draw).double()
+    K, earlier = (torch.randn(n, 12, generator=draw).double() for n in (3, 4))
+    R, basis = torch.randn(6, 3, generator=draw).double(), null_basis(old.T @ old / 40, 1e-9)
+    delta = solve_within(R, K, basis, None, 0.5, earlier)
+    assert (old @ delta.T).abs().max() < 1e-6 < (K @ delta.T).abs().max()
+    P, H = basis @ basis.T, earlier.T @ earlier
+    identity = torch.eye(12).double()
+    published = torch.linalg.solve(P @ (K.T @ K + H) + 0.5 * identity, P @ K.T @ R.T).T
+    torch.testing.assert_close(delta, published)
+    torch.testing.assert_close(delta, solve_within(R, K, basis, H, 0.5))
+
+
+def test_only_the_relatively_largest_entries_stay():
+    weight = torch.tensor([[1.0, 10.0], [0.0, -2.0]])
+    delta = torch.tensor([[0.5, 1.0], [0.1, 0.8]]).double()
+    assert torch.equal(largest(delta, weight, 1.0), delta)
+    kept = largest(delta, weight, 0.5)  # relative sizes 0.5, 0.1, infinite, 0.4
+    assert torch.equal(kept, torch.tensor([[0.5, 0.0], [0.1, 0.0]]).double())
