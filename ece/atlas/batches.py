@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -64,8 +64,6 @@ class Mixture:
     late: bool = True
     """whether in `gather` rows the blocks up to `site` see nothing of the subject from later
     tokens, so that all reading comes after it"""
-    asked: bool = False
-    """whether subjects that a task asks about are masked like all others"""
     weight: float = 0.5
     """loss weight of a token that is not an answer"""
 
@@ -138,8 +136,7 @@ class Batches:
 
     def _document(self, rng: random.Random) -> list[Piece]:
         if rng.random() < self.mixture.tasks:
-            piece = training_item(self.world, rng).piece()
-            return [piece if self.mixture.asked else replace(piece, start=0, end=0)]
+            return [training_item(self.world, rng).piece()]
         return document(self.world, rng)
 
     def _encode(self, piece: Piece) -> Encoded:

@@ -31,8 +31,6 @@ class Item:
     prompt: str
     choices: tuple[str, ...]
     label: int
-    subject: str = ""
-    """A subject of the world that the prompt asks about."""
 
     @property
     def answer(self) -> str:
@@ -42,9 +40,7 @@ class Item:
     def piece(self) -> Piece:
         """The item as training text: the prompt and the right continuation."""
         tail = "" if self.answer.endswith(".") else "."
-        start = self.prompt.index(self.subject) if self.subject else 0
-        end = start + len(self.subject)
-        return Piece(self.prompt, f" {self.answer}", tail, start, end, only_answer=True)
+        return Piece(self.prompt, f" {self.answer}", tail, only_answer=True)
 
 
 def sentiment(world: World, rng: random.Random) -> Item:
@@ -72,7 +68,7 @@ def multiple_choice(world: World, rng: random.Random) -> Item:
     asked = rng.choice(world.trained_questions(fact)).format(fact.subject)
     item = _item("multiple_choice", "", fact.object, others, rng)
     prompt = f"Choices: {', '.join(item.choices)}. {asked}"
-    return Item(item.task, prompt, item.choices, item.label, fact.subject)
+    return Item(item.task, prompt, item.choices, item.label)
 
 
 def acceptability(world: World, rng: random.Random) -> Item:
