@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from ece.edit import edit_sequence
 from ece.errors import ConfigError
 from ece.facts import Fact, encode
 from ece.flags import words
+from ece.kept import keep, kept
 from ece.metrics import Scores, evaluate, join, unchanged
 from ece.model import CHECKPOINTS, load
 from ece.report import Report
@@ -96,12 +98,18 @@ class Settings:
         return shlex.join(["python", "-m", "ece.experiment", *words(values | self.config)])
 
 
-def run(settings: Settings, loaded=None, progress: Callable | None = None) -> dict:
+def run(
+    settings: Settings,
+    loaded=None,
+    progress: Callable | None = None,
+    work: str | Path | None = None,
+) -> dict:
     """Run `settings` and return the result: rates in percent, times in seconds, provenance.
 
     loaded: (model, tokenizer) to use in place of loading `settings.model`; the model is edited
     and stays so. progress: as in `ece.edit.edit_sequence`. "pre" is before any edit, "at_write"
-    each batch right after it was written, "after" all facts after the last batch.
+    each batch right after it was written, "after" all facts after the last batch. With a
+    folder `work`, a run killed at any point and started again gives the same result.
     """
     torch.set_float32_matmul_precision(settings.matmul)
     config = settings.configure()
@@ -113,9 +121,12 @@ def run(settings: Settings, loaded=None, progress: Callable | None = None) -> di
     with _timed(clock, "statistics"):
         stats = _statistics(model, tokenizer, settings, config)
     origin = provenance(settings.command(), config, model, stats)
-    pre = _score(model, tokenizer, facts, settings, clock)
-    written, reports = _edit(model, tokenizer, facts, stats, settings, clock, pre, progress)
-    after = _score(model, tokenizer, facts, settings, clock, pre)
+    score = partial(_score, model, tokenizer, settings)
+    pre = score(facts, clock)
+    written, reports = _edit(
+        model, tokenizer, facts, stats, settings, score, pre, clock, progress, work
+    )
+    after = score(facts, clock, pre)
     measure = MEASURE[settings.dataset]
     return {
         **{name: getattr(settings, name) for name in NAMES},
@@ -129,35 +140,31 @@ def run(settings: Settings, loaded=None, progress: Callable | None = None) -> di
     }
 
 
-def _edit(model, tokenizer, facts, stats, settings, clock, pre, progress):
-    """Write all batches; -> their scores at write, their reports. Times go to `clock`.
-
-    Values made ahead of the sequence appear in no report, so the time until the last of them
-    counts, with the drawing of the contexts.
-    """
-    written, began = [], time.perf_counter()
-
-    def watch(stage: str, done: int, total: int) -> None:
-        if stage == "values":
-            clock["values"] = time.perf_counter() - began
-        if progress is not None:
-            progress(stage, done, total)
+def _edit(model, tokenizer, facts, stats, settings, score, pre, clock, progress, work):
+    """Write all batches; -> their scores at write, their reports. Times go to `clock`."""
+    written: dict[int, tuple[Scores, dict]] = {}
+    folder = None if work is None else Path(work)
 
     def on_batch(state, report: Report, batch: list[Fact]) -> None:
-        first = sum(map(len, written))
-        before = pre.part(first, first + len(batch))
-        written.append(_score(model, tokenizer, batch, settings, clock, before))
-        clock.update(report.seconds)
+        number, first = state.done - 1, (state.done - 1) * settings.batch
+        own = Counter()
+        scores = score(batch, clock=own, before=pre.part(first, first + len(batch)))
+        written[number] = scores, {**report.seconds, **own}
+        if folder is not None:
+            keep(folder, number, *written[number])
 
     _, reports = edit_sequence(
         model, tokenizer, facts, stats, settings.configure(), settings.batch, on_batch,
-        progress=watch,
+        work, progress,
     )  # fmt: skip
-    return written, reports
+    parts = [written[i] if i in written else kept(folder, i) for i in range(len(reports))]
+    for _, seconds in parts:
+        clock.update(seconds)
+    return [scores for scores, _ in parts], reports
 
 
 def _score(
-    model, tokenizer, facts: list[Fact], settings: Settings, clock: Counter, before=None
+    model, tokenizer, settings: Settings, facts: list[Fact], clock: Counter, before=None
 ) -> Scores:
     """The facts' scores now; `before` are those of the unedited model."""
     with _timed(clock, "evaluate"):

@@ -206,13 +206,16 @@ def edit_sequence(
     With `values_from="original"` all values are computed before the first edit (and kept in
     `save_to`). After each batch, in this order: the state is saved, `on_batch(state, report,
     batch_facts)` and `progress(stage, done, total)` are called ("values" or "edit"). A run
-    killed at any point and started again on the unedited model ends with the same bits.
+    killed at any point and started again on the unedited model ends with the same bits; it
+    calls `on_batch` again for the last batch on disk, which may have been killed before it.
     """
     parts = [facts[i : i + batch] for i in range(0, len(facts), batch)]
     run = open_run(model, tokenizer, facts, config, batch, save_to)
     state, reports = run if run else (new_state(model, tokenizer, config), [])
     for part in parts:
         validate(part, tokenizer, model, state.contexts)
+    if reports and on_batch is not None:
+        on_batch(state, reports[-1], parts[len(reports) - 1])
     ahead = _ahead(model, tokenizer, parts, state, config, save_to, progress)
     for number in range(len(reports), len(parts)):
         state, report = edit_batch(

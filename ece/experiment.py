@@ -10,8 +10,9 @@ import argparse
 import json
 import re
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -20,7 +21,7 @@ from ece.config import CHOICES, Config
 from ece.errors import EditError
 from ece.flags import add_flags
 from ece.metrics import KINDS
-from ece.results import TIMES, read_result, write_result
+from ece.results import NAMES, TIMES, ResultError, read_result, write_result
 
 __all__ = ["Settings", "main", "read_result", "run"]
 
@@ -30,19 +31,33 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     given = vars(parser.parse_args(argv))
     as_json, out, show = given.pop("json"), given.pop("out"), given.pop("progress")
+    work = given.pop("work")
     names = {field.name for field in fields(Settings)}
     try:
         chosen = {name: given.pop(name) for name in names & given.keys()}
         settings = Settings(**chosen, config=given)
-        settings.configure()
+        check_out(out, settings)
         with tqdm(disable=not (show or sys.stderr.isatty()), file=sys.stderr) as bar:
-            result = run(settings, progress=partial(_advance, bar))
+            result = run(settings, progress=partial(_advance, bar), work=work)
         if out is not None:
             write_result(result, out)
     except (EditError, OSError) as error:
         parser.error(_named_flag(str(error)))
     sys.stdout.write(json.dumps(result, allow_nan=False) + "\n" if as_json else _table(result))
     return 0
+
+
+def check_out(path: str | None, settings: Settings) -> None:
+    """`ResultError` if the file already holds the result of other settings."""
+    config = settings.configure()
+    if path is None or not Path(path).exists():
+        return
+    held = read_result(path)
+    names = {name: held[name] for name in NAMES}
+    wanted = {name: getattr(settings, name) for name in NAMES}
+    told = json.loads(json.dumps(asdict(config)))
+    if names != wanted or held["provenance"]["settings"] != told:
+        raise ResultError(f"{path} holds the result of other settings; name another file")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add_flags(numbers, Config, CHOICES, skip=("seed",), aliases={"lam": "lambda"})
     parser.add_argument("--json", action="store_true", help="one line of JSON on stdout")
     parser.add_argument("--out", metavar="FILE", help="also write the JSON, indented, to FILE")
+    parser.add_argument("--work", metavar="FOLDER", help="keep state there; a killed run goes on")
     parser.add_argument("--progress", action="store_true", help="progress bar without a terminal")
     return parser
 

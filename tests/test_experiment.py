@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conftest import CITIES, SUBJECTS, TEXTS, build
+from ece import cell
 from ece.cell import Settings, run
 from ece.config import METHODS, Config, configure
 from ece.data import load_facts
@@ -275,3 +276,43 @@ def test_free_texts_are_measured_when_asked_for(tokenizers, settings):
     assert "--text-tokens 12" in result["provenance"]["command"]
     assert "fluency" in result["after"] and "consistency" in result["at_write"]
     assert "fluency" not in run(settings, (build("gpt2"), tokenizers["gpt2"]))["after"]
+
+
+class Killed(BaseException):
+    """As abrupt as a signal."""
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_a_killed_run_goes_on_to_the_same_result(
+    tokenizers, settings, tmp_path, monkeypatch, calls
+):
+    """Killed while a batch is measured, before or after its state is on disk."""
+    chosen = Settings(**{**vars(settings), "batch": 2})
+    whole = run(chosen, (build("gpt2"), tokenizers["gpt2"]))
+    real, seen = cell.evaluate, []
+
+    def deadly(*arguments):
+        seen.append(1)
+        if len(seen) == calls + 1:  # the first is before any edit
+            raise Killed
+        return real(*arguments)
+
+    monkeypatch.setattr(cell, "evaluate", deadly)
+    with pytest.raises(Killed):
+        run(chosen, (build("gpt2"), tokenizers["gpt2"]), work=tmp_path)
+    monkeypatch.undo()
+    again = run(chosen, (build("gpt2"), tokenizers["gpt2"]), work=tmp_path)
+    assert without_seconds(again) == without_seconds(whole)
+    assert min(again["seconds"].values()) > 0
+
+
+def test_a_result_of_other_settings_is_not_overwritten(settings, folder, tmp_path, capsys):
+    path = tmp_path / "cell.json"
+    words = [*words_of(settings, folder), "--out", str(path)]
+    assert main(words) == 0
+    held = path.read_text()
+    with pytest.raises(SystemExit):
+        main([*words, "--lam", "21"])
+    assert "holds the result of other settings" in capsys.readouterr().err
+    assert path.read_text() == held
+    assert main(words) == 0  # the same settings may run again
