@@ -56,6 +56,11 @@ def compute_values(
     templates = state.contexts if isinstance(state, EditState) else state
     check_layers(model, config)
     validate(facts, tokenizer, model, templates)
+    return _values(model, tokenizer, facts, templates, config)
+
+
+def _values(model, tokenizer, facts, templates, config) -> Values:
+    """`compute_values` of facts that were validated."""
     found, began = [], time.perf_counter()
     for layer in _entries(config):
         problem = prepare(model, tokenizer, facts, templates, config, layer)
@@ -89,7 +94,7 @@ def edit_batch(
     give them. Returns the next state; the one given stays valid for `undo` bookkeeping.
     """
     _check(model, tokenizer, facts, stats, state, config)
-    values = values or compute_values(model, tokenizer, facts, state, config)
+    values = values or _values(model, tokenizer, facts, state.contexts, config)
     _check_values(values, facts, config)
     done: dict[str, dict[int, Tensor]] = {"masks": {}, "before": {}, "keys": {}}
     seconds = {"values": values.seconds, "keys": 0.0, "solve": 0.0}

@@ -57,11 +57,20 @@ def encode(tokenizer, text: str) -> list[int]:
 
 def _encode(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids, and for each the span of characters it covers."""
-    out = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
-    ids, special, spans = out["input_ids"], out["special_tokens_mask"], out["offset_mapping"]
-    while ids and special[len(ids) - 1] and len(ids) > 1:
-        ids = ids[:-1]
-    return ids, spans[: len(ids)]
+    return _encode_all(tokenizer, [text])[0]
+
+
+def _encode_all(tokenizer, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """`_encode` of many texts in one call, which costs little more than one text."""
+    out = tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True)
+    found = []
+    for ids, special, spans in zip(
+        out["input_ids"], out["special_tokens_mask"], out["offset_mapping"], strict=True
+    ):
+        while ids and special[len(ids) - 1] and len(ids) > 1:
+            ids = ids[:-1]
+        found.append((ids, spans[: len(ids)]))
+    return found
 
 
 def decode(tokenizer, ids) -> str:
@@ -80,12 +89,20 @@ def locate(tokenizer, template: str, subject: str) -> tuple[list[int], int]:
     `position` is the token that holds the subject's last character. The offsets decide, so
     a BOS, a merge across a space, or a second mention elsewhere cannot shift it.
     """
-    end = template.index("{}") + len(subject)
-    ids, spans = _encode(tokenizer, template.replace("{}", subject))
-    holds = [i for i, (start, stop) in enumerate(spans) if start < end <= stop]
-    if not holds:
-        raise ValueError(f"no token of '{template}' holds the last character of '{subject}'")
-    return ids, holds[-1]
+    return locate_all(tokenizer, [(template, subject)])[0]
+
+
+def locate_all(tokenizer, pairs: list[tuple[str, str]]) -> list[tuple[list[int], int]]:
+    """`locate` of many (template, subject) in one call of the tokenizer."""
+    coded = _encode_all(tokenizer, [template.replace("{}", subject) for template, subject in pairs])
+    found = []
+    for (template, subject), (ids, spans) in zip(pairs, coded, strict=True):
+        end = template.index("{}") + len(subject)
+        holds = [i for i, (start, stop) in enumerate(spans) if start < end <= stop]
+        if not holds:
+            raise ValueError(f"no token of '{template}' holds the last character of '{subject}'")
+        found.append((ids, holds[-1]))
+    return found
 
 
 def subject_last(tokenizer, prompt: str, subject: str) -> int:
@@ -163,7 +180,8 @@ def validate(facts: list[Fact], tokenizer, model, templates: tuple[str, ...] = (
         _check_text(fact)
         if not target_ids(tokenizer, fact.target):
             raise FactError(fact.id, "target", "it tokenizes to nothing", "give visible text")
-        longest = max(len(encode(tokenizer, t.replace("{}", fact.text))) for t in templates)
+        texts = [template.replace("{}", fact.text) for template in templates]
+        longest = max(len(ids) for ids, _ in _encode_all(tokenizer, texts))
         size = longest + len(target_ids(tokenizer, fact.target))
         if room is not None and size > room:
             reason = f"prompt, prefix and target take {size} tokens, the model has {room}"

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ece.facts import Fact, by_length, locate
+from ece.facts import Fact, by_length, locate_all
 from ece.hooks import capture
 from ece.model import sites
 from ece.walk import Walk, advance, common, passes, start
@@ -15,12 +15,8 @@ def subject_rows(tokenizer, facts: list[Fact], templates: tuple[str, ...]) -> li
 
     What follows cannot change the key there (causality), so it is not run.
     """
-    placed = [
-        locate(tokenizer, template.replace("{}", fact.prompt), fact.subject)
-        for fact in facts
-        for template in templates
-    ]
-    return [ids[: last + 1] for ids, last in placed]
+    pairs = [(t.replace("{}", fact.prompt), fact.subject) for fact in facts for t in templates]
+    return [ids[: last + 1] for ids, last in locate_all(tokenizer, pairs)]
 
 
 def mix(keys: Float[Tensor, "edit context ff"], how: str) -> Float[Tensor, "edit ff"]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from ece.config import Config
-from ece.facts import Fact, by_length, locate, target_ids
+from ece.facts import Fact, by_length, locate_all, target_ids
 from ece.hooks import capture
 from ece.keys import mix
 from ece.model import sites
@@ -91,10 +91,9 @@ def prepare(
     layer: int,
 ) -> Problem:
     """Run everything below and before the values once; see `ece.upper`."""
-    rows = [_rows(tokenizer, fact, templates) for fact in facts]
-    each = len(templates) + 1
-    flat = [row for group in rows for row in group]
-    sizes = [each * max(len(ids) - at for ids, at in group) for group in rows]
+    flat, each = _rows(tokenizer, facts, templates), len(templates) + 1
+    groups = [flat[i : i + each] for i in range(0, len(flat), each)]
+    sizes = [each * max(len(ids) - at for ids, at in group) for group in groups]
     members = by_length(sizes, config.max_tokens)
     chunks = [[each * i + j for i in group for j in range(each)] for group in members]
     ids, last = map(list, zip(*flat, strict=True))
@@ -131,14 +130,19 @@ def _lifted(walk: Walk, last: list[int]) -> Iterator[tuple[Part, Tensor, Upper, 
         yield part, keys, lift(over, replace(part, states=states), above, begin), begin
 
 
-def _rows(tokenizer, fact: Fact, templates: tuple[str, ...]) -> list[tuple[list[int], int]]:
-    """`(ids, subject's last token)` of every context with the target, then of the essence."""
-    told = target_ids(tokenizer, fact.target)[:-1]
-    rows = []
-    for template in templates:
-        ids, last = locate(tokenizer, template.replace("{}", fact.prompt), fact.subject)
-        rows.append((ids + told, last))
-    return rows + [locate(tokenizer, ESSENCE, fact.subject)]
+def _rows(tokenizer, facts: list[Fact], templates: tuple[str, ...]) -> list[tuple[list[int], int]]:
+    """`(ids, subject's last token)` of each fact's contexts with the target, then its essence."""
+    pairs = [
+        (template, fact.subject)
+        for fact in facts
+        for template in (*(t.replace("{}", fact.prompt) for t in templates), ESSENCE)
+    ]
+    rows, each = locate_all(tokenizer, pairs), len(templates) + 1
+    for i, fact in enumerate(facts):
+        told = target_ids(tokenizer, fact.target)[:-1]
+        for j in range(i * each, (i + 1) * each - 1):
+            rows[j] = rows[j][0] + told, rows[j][1]
+    return rows
 
 
 def _chunk(members: list[int], upper: Upper, ends: Tensor, targets: list[list[int]]) -> Chunk:
