@@ -131,8 +131,8 @@ batch, clusters = 8, 2
 
 
 def setting(method, name=MODEL):
-    """The method's settings, with groups fit for small batches."""
-    config = ece.configure(name, method)
+    """The method's settings; groups fit small batches, all can be undone."""
+    config = ece.configure(name, method, undo=len(facts) // batch)
     grouped = config.clusters is not None
     return replace(config, clusters=clusters) if grouped else config
 

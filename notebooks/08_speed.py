@@ -65,7 +65,6 @@ facts = load_facts("counterfact", 8, path=DATA)
 # both.
 
 # %%
-from ece.measure import counted
 from ece.stages import STAGES, Bench, stage_row
 
 layers = ece.configure(MODEL, "ece-rs").layers
