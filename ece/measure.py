@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+PROCESS = Path("/proc") / "self"
+STATUS, CLEAR = PROCESS / "status", PROCESS / "clear_refs"
 
 
 @dataclass(frozen=True)

@@ -126,12 +126,12 @@ for name, (some, batch) in four.items():
 # here a batch has two.
 
 # %%
-methods = ["ece-as", "ece-wi", "ece-rs", "ece-plus", "memit", "memit-history"]
+methods = "ece-as ece-wi ece-rs ece-plus memit memit-history".split()
 batch, clusters = 8, 2
 
 
 def setting(method, name=MODEL):
-    """The method's settings; groups fit small batches, all can be undone."""
+    """The settings; groups fit small batches, all can be undone."""
     config = ece.configure(name, method, undo=len(facts) // batch)
     grouped = config.clusters is not None
     return replace(config, clusters=clusters) if grouped else config

@@ -97,8 +97,11 @@ from ece import plots
 
 plots.style()
 figure, ax = plt.subplots(figsize=(4.6, 2.2))
-ax.barh(list(cost), list(cost.values()),
-        color=[plots.GREY, plots.SKY, plots.BLUE])
+ax.barh(
+    list(cost),
+    list(cost.values()),
+    color=[plots.GREY, plots.SKY, plots.BLUE],
+)
 ax.set(xlabel="operations for 5 steps, GFLOP")
 ax.invert_yaxis()
 plt.show()
@@ -123,8 +126,14 @@ config = ece.configure(MODEL, "memit", stop=None, steps=5, own_steps=1)
 state = new_state(model, tokenizer, config)
 fast = ece.compute_values(model, tokenizer, facts[:1], state, config)
 slow, losses = naive.descend(
-    model, tokenizer, facts[:1], state.contexts, config,
-    config.layers[-1], 5, torch.zeros_like(fast.hidden[0]),
+    model,
+    tokenizer,
+    facts[:1],
+    state.contexts,
+    config,
+    config.layers[-1],
+    5,
+    torch.zeros_like(fast.hidden[0]),
 )
 apart = (fast.delta[0] - slow).norm() / slow.norm()
 
@@ -159,19 +168,21 @@ files = {
 }
 measured = {
     name: json.loads(path.read_text())
-    for name, path in files.items() if path.exists()
+    for name, path in files.items()
+    if path.exists()
 }
 
 
 def show(record):
     """The stages of one file as a table."""
-    print(f"{'':11}  total    x  steps  GFLOP  score")
+    print(f"{'':11}  total    x steps score")
     first = record["stages"][0]["total"]
     for row in record["stages"]:
-        print(f"{row['stage']:11}{row['total']:6.1f}s"
-              f"{first / row['total']:5.1f}{row['steps_per_fact']:7.1f}"
-              f"{row['flops'] / 1e9:7.0f}"
-              f"{row['quality']['score']:7.1f}")
+        print(
+            f"{row['stage']:11}{row['total']:6.1f}s"
+            f"{first / row['total']:5.1f}{row['steps_per_fact']:6.1f}"
+            f"{row['quality']['score']:6.1f}"
+        )
 
 
 # %%
@@ -209,14 +220,17 @@ plt.show()
 # %%
 for name, record in measured.items():
     top = record["ceiling_flops_per_second"]
-    print(f"\n{name}: the device multiplies at {top / 1e9:.0f} GFLOP/s")
+    print(f"\n{name}: at most {top / 1e9:.0f} GFLOP/s")
+    print(f"{'':8} GFLOP  GFLOP/s    %    MiB")
     for row in record["stages"]:
         if row["stage"] in ("naive", "cached", "memit", "ece"):
             peak = row["peak_bytes"]
-            held = f"{peak / 2**20:6.0f} MiB" if peak else "     -"
-            print(f"{row['stage']:8}{row['flops_per_second'] / 1e9:7.1f}"
-                  f" GFLOP/s, {100 * row['share_of_ceiling']:3.0f} %,"
-                  f" process at most {held}")
+            held = f"{peak / 2**20:7.0f}" if peak else "      -"
+            print(
+                f"{row['stage']:8}{row['flops'] / 1e9:6.0f}"
+                f"{row['flops_per_second'] / 1e9:9.1f}"
+                f"{100 * row['share_of_ceiling']:5.0f}{held}"
+            )
 
 # %% [markdown]
 # On a CPU the peak is that of the whole process, Python and libraries included, and
@@ -233,12 +247,15 @@ for name, record in measured.items():
 # %%
 for name, record in measured.items():
     total = {row["stage"]: row["total"] for row in record["stages"]}
-    print(f"{name}: engine {total['naive'] / total['memit']:.1f}x, "
-          f"anchors {total['memit'] / total['ece']:.1f}x,")
-    print(f"   early stop alone {total['memit'] / total['memit-stop']:.1f}x, "
-          f"anchors and early stop {total['memit'] / total['ece-stop']:.1f}x,")
-    print(f"   five own steps without anchors "
-          f"{total['memit'] / total['own']:.1f}x")
+    print(f"{name}: engine {total['naive'] / total['memit']:.1f}x")
+    print("  and on it, beside MEMIT's 25 steps,")
+    for stage, what in {
+        "ece": "anchors",
+        "memit-stop": "early stop alone",
+        "ece-stop": "anchors and early stop",
+        "own": "five own steps, no anchors",
+    }.items():
+        print(f"  {total['memit'] / total[stage]:4.1f}x {what}")
 
 # %% [markdown]
 # ```{admonition} What the anchors save, and what saves more
@@ -246,7 +263,8 @@ for name, record in measured.items():
 # With a fixed number of steps, anchors save what the paper says they do. But a fact
 # seldom needs 25 steps: with early stop MEMIT takes only a few, and then a shared
 # phase has little left to save, while it costs quality ({doc}`05_two_step`). Five own
-# steps from zero are the cheapest row of all, since they leave out the shared ones.
+# steps from zero cost no more than the anchors do with early stop, since they leave
+# the shared steps out.
 # ```
 #
 # ## Table 2, beside the paper's
@@ -256,14 +274,17 @@ for name, record in measured.items():
 
 # %%
 paper = json.loads((RESULTS / "paper.json").read_text())["table2"]["rows"]
-pairs = {"atlas-gpt2": "gpt2-xl", "atlas-gptj": "gpt-j-6b",
-         "atlas-llama": "llama-3-8b"}
-print("times faster than MEMIT       paper   measured here")
+pairs = {
+    "atlas-gpt2": "gpt2-xl",
+    "atlas-gptj": "gpt-j-6b",
+    "atlas-llama": "llama-3-8b",
+}
+print("ECE (RS), times faster than MEMIT")
 for name, big in pairs.items():
     said = paper["memit"][big] / paper["ece-rs"][big]
     record = measured.get(name)
     here = f"{record['ece_vs_memit']:.2f}" if record else "not run here"
-    print(f"ECE (RS) {big:11} / {name:12} {said:4.2f}   {here}")
+    print(f"{big:10} {said:4.2f}, {name:11} {here}")
 
 # %% [markdown]
 # The paper's factors contain whatever its implementation did; its code for the
@@ -276,12 +297,20 @@ figure, ax = plt.subplots(figsize=(4.6, 3.0))
 record = next(iter(measured.values()))
 for stage in ("memit", "ece"):
     rows = [row for row in record["batches"] if row["stage"] == stage]
-    ax.plot([row["batch"] for row in rows],
-            [row["seconds"] / row["batch"] for row in rows],
-            marker="o", label=stage,
-            color=plots.colour("ece-rs" if stage == "ece" else stage))
-ax.set(xscale="log", yscale="log", xlabel="facts in the batch",
-       ylabel="seconds per edit", title=record["model"])
+    ax.plot(
+        [row["batch"] for row in rows],
+        [row["seconds"] / row["batch"] for row in rows],
+        marker="o",
+        label=stage,
+        color=plots.colour("ece-rs" if stage == "ece" else stage),
+    )
+ax.set(
+    xscale="log",
+    yscale="log",
+    xlabel="facts in the batch",
+    ylabel="seconds per edit",
+    title=record["model"],
+)
 ax.legend()
 plt.show()
 
@@ -299,17 +328,20 @@ plt.show()
 # matrix per layer.
 
 # %% tags=["nbval-ignore-output"]
-longest = [r["long"] for r in measured.values() if "long" in r]
-rows, size = longest[0]["rows"], longest[0]["batch"]
-edits = [row["edits"] for row in rows]
-figure, (top, below) = plt.subplots(
-    2, 1, sharex=True, figsize=(4.6, 4.0)
+longest = max(
+    (r["long"] for r in measured.values() if "long" in r),
+    key=lambda run: len(run["rows"]),
 )
-top.plot(edits, [1000 * row["seconds_per_edit"] for row in rows],
-         color=plots.GREEN)
+rows = longest["rows"]
+edits = [row["edits"] for row in rows]
+figure, (top, below) = plt.subplots(2, 1, sharex=True, figsize=(4.6, 4.0))
+top.plot(
+    edits,
+    [1000 * row["seconds_per_edit"] for row in rows],
+    color=plots.GREEN,
+)
 top.set(ylabel="ms per edit", ylim=(0, None))
-below.plot(edits, [row["bytes"] / 2**20 for row in rows],
-           color=plots.BLUE)
+below.plot(edits, [row["bytes"] / 2**20 for row in rows], color=plots.BLUE)
 below.set(ylabel="memory, MiB", xlabel="edits so far", ylim=(0, None))
 plt.show()
 
@@ -317,8 +349,10 @@ plt.show()
 for name, record in measured.items():
     if "long" in record:
         run = record["long"]
-        print(f"{name}: {run['rows'][-1]['edits']} edits in batches of "
-              f"{run['batch']}: the last cost {run['ratio']:.2f} of the first")
+        print(
+            f"{name}, {run['rows'][-1]['edits']} edits by {run['batch']}:\n"
+            f"  the last cost {run['ratio']:.2f} of the first"
+        )
 
 # %% [markdown]
 # Here a value takes a single step: the descent cannot know how many edits came before,
@@ -332,8 +366,7 @@ for name, record in measured.items():
 # %%
 for name, record in measured.items():
     seen = record["statistics"]
-    print(f"{name}: {seen['tokens']} tokens at "
-          f"{seen['tokens_per_second']:.0f} tokens per second")
+    print(f"{name}: {seen['tokens_per_second']:.0f} tokens a second")
 
 # %% [markdown]
 # ## Full size
@@ -342,8 +375,11 @@ for name, record in measured.items():
 # be timed with random weights:
 
 # %%
-print("python -m ece.bench --device cuda --dtype bfloat16 \\\n"
-      "    --shapes gpt2-xl,gpt-j-6b,llama-3-8b --naive 4 --edits 0")
+print(
+    "python -m ece.bench --device cuda \\\n"
+    "  --dtype bfloat16 --naive 4 --edits 0 \\\n"
+    "  --shapes gpt2-xl,gpt-j-6b,llama-3-8b"
+)
 shapes = sorted(RESULTS.glob("bench_gpt*")) + sorted(
     RESULTS.glob("bench_llama*")
 )
@@ -368,4 +404,6 @@ for name, record in measured.items():
     total = {row["stage"]: row["total"] for row in record["stages"]}
     assert total["naive"] > 2 * total["memit"] > 2 * total["ece"], name
     assert total["memit-stop"] < total["memit"], "early stop saves time"
-    assert record["provenance"]["command"].startswith("python -m ece.bench")
+    assert record["provenance"]["command"].startswith(
+        "python -m ece.bench"
+    )
