@@ -349,10 +349,9 @@ plt.show()
 for name, record in measured.items():
     if "long" in record:
         run = record["long"]
-        print(
-            f"{name}, {run['rows'][-1]['edits']} edits by {run['batch']}:\n"
-            f"  the last cost {run['ratio']:.2f} of the first"
-        )
+        edits = run["rows"][-1]["edits"]
+        print(f"{name}, {edits} edits, {run['batch']} at a time:")
+        print(f"  the last cost {run['ratio']:.2f} of the first")
 
 # %% [markdown]
 # Here a value takes a single step: the descent cannot know how many edits came before,
