@@ -392,7 +392,8 @@ print("not run here" if not shapes else [path.name for path in shapes])
 # - Most of the time saved comes from the engine, and serves every method.
 # - Anchors save time when the number of steps is fixed. Stopping early saves more,
 #   and costs nothing.
-# - The cost of an edit does not grow with the edits before it.
+# - The memory of a session does not grow with its edits. How the time of an edit did
+#   is printed above; other work on the machine shows in it too.
 #
 # The last cell asserts what the page has claimed.
 
