@@ -130,8 +130,11 @@ def _embedded(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
     """What enters block 0: the base model without blocks and final norm."""
     if not ids.shape[1]:
         return model.get_input_embeddings()(ids)
+    seen = torch.ones_like(ids)  # no block runs; without a mask the padding would be warned of
     with between(model, 0, -1) as base:
-        return base(ids, position_ids=positions, use_cache=False).last_hidden_state
+        return base(
+            ids, attention_mask=seen, position_ids=positions, use_cache=False
+        ).last_hidden_state
 
 
 def masked(
