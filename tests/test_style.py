@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     errors config model facts hooks naive walk upper stats keys score group loss values solve
     state report files storage edit reading generate metrics texts trace data
-    results flags kept cell experiment grid measure stages bench plots
+    results flags kept baselines cell experiment grid measure stages bench plots
 """.split()
 """Data flows one way: a module imports only modules that stand before it. Add new ones here."""
 ATLAS_MAY_IMPORT = {"errors", "config", "model", "facts"}

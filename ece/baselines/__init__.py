@@ -1,0 +1,1 @@
+"""The methods that the paper compares with, beside the editor's own settings."""

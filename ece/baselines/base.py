@@ -1,0 +1,52 @@
+"""What every baseline is: a few functions with one calling convention, and its numbers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor, nn
+
+from ece.errors import ConfigError
+from ece.facts import Fact
+
+Weights = dict[str, Tensor]
+"""Parameter name -> value; of a model's own, or of what a baseline has trained."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything a baseline may look at when it edits or trains."""
+
+    model: nn.Module
+    """The model as it is now; no function of a baseline changes it."""
+    tokenizer: Any
+    """Its tokenizer."""
+    numbers: Any
+    """The baseline's settings, an instance of its dataclass."""
+    trained: Weights
+    """What `Baseline.train` returned; empty without training."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One method. It reads a model and returns values; `ece.baselines.run` changes weights."""
+
+    numbers: type
+    """Frozen dataclass of its settings; every field has a default and a docstring."""
+    preset: dict[str, Any]
+    """Fields of `numbers` that make this method, e.g. what tells FT-M from FT-L."""
+    edit: Callable[[Task, list[Fact]], Weights] | None = None
+    """New values of the parameters that change for a batch; None: weights stay as they are."""
+    train: Callable[..., Weights] | None = None
+    """`(task, facts, save_to, progress)`: what is learned ahead, on facts never edited."""
+    view: Callable[[Task, list[Fact]], nn.Module] | None = None
+    """The model to be asked once all these facts were written; None: the model itself."""
+
+    def configure(self, method: str, **settings) -> Any:
+        """Its numbers: preset, then `settings`; `ConfigError` names one that it does not have."""
+        known = [field.name for field in fields(self.numbers)]
+        unknown = sorted(set(settings) - set(known))
+        if unknown:
+            text = f"setting '{unknown[0]}' is not one of method {method}; it has: "
+            raise ConfigError(text + ", ".join(known))
+        return self.numbers(**{**self.preset, **settings})
