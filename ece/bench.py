@@ -45,7 +45,7 @@ SIZES = (1, 10, 100, 1000)
 def run(bench: Bench, options: argparse.Namespace, every: list[Fact]) -> dict:
     """All measurements of one model, as one record."""
     config = bench.config("ece-rs")
-    origin = provenance(options.command, config, bench.model, bench.stats)
+    origin = provenance(options.command, config, bench.model, bench.stats.tokens)
     top = ceiling(bench.device, bench.model.dtype, 1024 if bench.device.type == "cpu" else 8192)
     show = partial(tqdm, file=sys.stderr, disable=not sys.stderr.isatty())
     rows = []

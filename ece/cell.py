@@ -12,30 +12,31 @@ from pathlib import Path
 import torch
 
 from ece import atlas
-from ece import stats as statistics
-from ece.config import METHODS, Config, configure
+from ece.baselines import BASELINES, Task, numbers_of
+from ece.baselines.trained import trained
+from ece.config import METHODS, configure
 from ece.data import MEASURE, load_facts
-from ece.edit import edit_sequence
 from ece.errors import ConfigError
-from ece.facts import Fact, encode
+from ece.facts import Fact
 from ece.flags import words
+from ece.inputs import model_of, statistics_of
 from ece.kept import keep, kept
 from ece.metrics import Scores, evaluate, join, unchanged
-from ece.model import CHECKPOINTS, load
-from ece.report import Report
-from ece.results import NAMES, batch_record, edit_record, provenance, rounded
+from ece.results import NAMES, batch_record, provenance, rounded
+from ece.sessions import Session, baseline_session, editor_session
 from ece.texts import consistencies, fluencies
 from ece.texts import written as write_texts
 
 MATMUL = ("highest", "high", "medium")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-KNOWN = {"method": METHODS, "dataset": MEASURE, "dtype": DTYPES, "matmul": MATMUL}
+EVERY = (*METHODS, *BASELINES)
+"""All methods, those of the editor first."""
+KNOWN = {"method": EVERY, "dataset": MEASURE, "dtype": DTYPES, "matmul": MATMUL}
 """The settings that take one of a few names."""
 LEAST = {"facts": 1, "batch": 1, "seed": 0, "text_tokens": 0, "stats_tokens": 1}
 """The settings that are numbers, and their least values."""
 SECONDS = ("values", "keys", "solve", "evaluate", "statistics")
-DOCUMENT = 20
-"""Tokens that a document of the embedded corpus has at the least, on average."""
+"""Stages whose seconds every result states; baselines add "edit" and "train"."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Settings:
     model: str = "atlas-gpt2"
     """Embedded model, hub name, or folder whose last part is a known name."""
     method: str = "ece-rs"
-    """Settings of the editor by name."""
+    """Settings of the editor, or a baseline, by name."""
     dataset: str = "counterfact"
     """Schema of the records."""
     facts: int = 200
@@ -73,7 +74,7 @@ class Settings:
     stats_tokens: int = 100_000
     """Tokens that the second moments are taken over, at most, >= 1."""
     config: dict = field(default_factory=dict)
-    """Fields of `Config` that differ from preset and method."""
+    """Fields of `Config` (or of a baseline's numbers) that differ from preset and method."""
 
     def __post_init__(self):
         for name, known in KNOWN.items():
@@ -85,8 +86,10 @@ class Settings:
                 text = f"setting '{name}' is {getattr(self, name)}; it takes a number >= {least}"
                 raise ConfigError(text)
 
-    def configure(self) -> Config:
+    def configure(self):
         """The method's numbers: preset of the model, method, own settings, seed."""
+        if self.method in BASELINES:
+            return numbers_of(self.model, self.method, **self.config)
         return configure(self.model, self.method, **{"seed": self.seed, **self.config})
 
     def command(self) -> str:
@@ -103,30 +106,31 @@ def run(
     loaded=None,
     progress: Callable | None = None,
     work: str | Path | None = None,
+    cache: str | Path | None = None,
 ) -> dict:
     """Run `settings` and return the result: rates in percent, times in seconds, provenance.
 
     loaded: (model, tokenizer) to use in place of loading `settings.model`; the model is edited
     and stays so. progress: as in `ece.edit.edit_sequence`. "pre" is before any edit, "at_write"
     each batch right after it was written, "after" all facts after the last batch. With a
-    folder `work`, a run killed at any point and started again gives the same result.
+    folder `work`, a run killed at any point and started again gives the same result. A folder
+    `cache` keeps what does not depend on the facts: second moments, and what baselines learn.
     """
     torch.set_float32_matmul_precision(settings.matmul)
-    config = settings.configure()
+    numbers = settings.configure()
     facts = load_facts(
         settings.dataset, settings.facts, settings.seed, settings.data, settings.skip_bad
     )
-    model, tokenizer = loaded or _load(settings)
+    model, tokenizer = loaded or model_of(settings)
     clock = Counter()
-    with _timed(clock, "statistics"):
-        stats = _statistics(model, tokenizer, settings, config)
-    origin = provenance(settings.command(), config, model, stats)
-    score = partial(_score, model, tokenizer, settings)
-    pre = score(facts, clock)
-    written, reports = _edit(
-        model, tokenizer, facts, stats, settings, score, pre, clock, progress, work
-    )
-    after = score(facts, clock, pre)
+    start = _baseline if settings.method in BASELINES else _editor
+    session, tokens = start(model, tokenizer, facts, settings, clock, work, cache, progress)
+    origin = provenance(settings.command(), numbers, model, tokens)
+    ask = partial(_score, tokenizer, settings)
+    pre = ask(model, facts, clock)
+    written, record = _write(session, facts, settings, ask, pre, clock, work)
+    with session.view(facts) as edited:
+        after = ask(edited, facts, clock, pre)
     measure = MEASURE[settings.dataset]
     return {
         **{name: getattr(settings, name) for name in NAMES},
@@ -134,37 +138,59 @@ def run(
         "at_write": rounded(join(written).summary(measure)),
         "after": rounded(after.summary(measure)),
         "batches": batch_record(written, after, measure),
-        "edit": edit_record(reports),
-        "seconds": {name: round(clock[name], 3) for name in SECONDS},
+        "edit": record,
+        "seconds": {name: round(clock[name], 3) for name in dict.fromkeys((*SECONDS, *clock))},
         "provenance": origin,
     }
 
 
-def _edit(model, tokenizer, facts, stats, settings, score, pre, clock, progress, work):
-    """Write all batches; -> their scores at write, their reports. Times go to `clock`."""
+def _editor(model, tokenizer, facts, settings, clock, work, cache, progress):
+    """(session, tokens of the statistics) of one of the editor's methods."""
+    config = settings.configure()
+    with _timed(clock, "statistics"):
+        stats = statistics_of(model, tokenizer, settings, config.layers, cache)
+    numbers = (stats, config, settings.batch, work, progress)
+    return editor_session(model, tokenizer, facts, *numbers), stats.tokens
+
+
+def _baseline(model, tokenizer, facts, settings, clock, work, cache, progress):
+    """(session, None) of a baseline, trained where it has something to learn."""
+    baseline, numbers = BASELINES[settings.method], settings.configure()
+    learned = {}
+    if baseline.train is not None:
+        others = load_facts(settings.dataset, None, settings.seed, settings.data, settings.skip_bad)
+        with _timed(clock, "train"):
+            task = Task(model, tokenizer, numbers, {})
+            learned = trained(baseline, task, others[len(facts) :], cache, progress)
+    task = Task(model, tokenizer, numbers, learned)
+    return baseline_session(baseline, task, facts, settings.batch, work, progress), None
+
+
+def _write(session: Session, facts, settings, ask, pre, clock, work) -> tuple[list[Scores], dict]:
+    """Write all batches; -> their scores at write, what was done. Times go to `clock`."""
     written: dict[int, tuple[Scores, dict]] = {}
     folder = None if work is None else Path(work)
 
-    def on_batch(state, report: Report, batch: list[Fact]) -> None:
-        number, first = state.done - 1, (state.done - 1) * settings.batch
-        own = Counter()
-        scores = score(batch, clock=own, before=pre.part(first, first + len(batch)))
-        written[number] = scores, {**report.seconds, **own}
+    def heard(number: int) -> None:
+        first, own = number * settings.batch, Counter()
+        part = facts[first : first + settings.batch]
+        with session.view(facts[: first + len(part)]) as edited:
+            scores = ask(edited, part, own, pre.part(first, first + len(part)))
+        written[number] = scores, dict(own)
         if folder is not None:
             keep(folder, number, *written[number])
 
-    _, reports = edit_sequence(
-        model, tokenizer, facts, stats, settings.configure(), settings.batch, on_batch,
-        work, progress,
-    )  # fmt: skip
-    parts = [written[i] if i in written else kept(folder, i) for i in range(len(reports))]
-    for _, seconds in parts:
-        clock.update(seconds)
-    return [scores for scores, _ in parts], reports
+    record, seconds = session.write(heard)
+    clock.update(seconds)
+    count = -(-len(facts) // settings.batch)
+    parts = [written[i] if i in written else kept(folder, i) for i in range(count)]
+    for _, own in parts:
+        clock.update(own)
+    return [scores for scores, _ in parts], record
 
 
 def _score(
-    model, tokenizer, settings: Settings, facts: list[Fact], clock: Counter, before=None
+    tokenizer, settings: Settings, model, facts: list[Fact], clock: Counter, before=None
 ) -> Scores:
     """The facts' scores now; `before` are those of the unedited model."""
     with _timed(clock, "evaluate"):
@@ -183,53 +209,3 @@ def _timed(clock: Counter, name: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     clock[name] += time.perf_counter() - began
-
-
-def _load(settings: Settings):
-    """(model, tokenizer); a device or a name that does not work is a `ConfigError` naming it."""
-    dtype = settings.dtype and getattr(torch, settings.dtype)
-    try:
-        if settings.device not in (None, "auto"):
-            torch.empty(0, device=settings.device)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise ConfigError(f"setting 'device' is {settings.device!r}: {why}") from error
-    try:
-        return load(settings.model, settings.device, dtype)
-    except OSError as error:
-        why = str(error).splitlines()[0]
-        raise ConfigError(
-            f"setting 'model' is {settings.model!r}, which is no folder and cannot be had from "
-            f"the hub ({why}); name an embedded model, a folder, or a hub model within reach"
-        ) from error
-
-
-def _statistics(model, tokenizer, settings: Settings, config: Config) -> statistics.Stats:
-    """Second moments: from the file of statistics, the file of text, or the embedded corpus."""
-    if settings.stats is not None and Path(settings.stats).exists():
-        return statistics.load(settings.stats, model)
-    if settings.stats_text is not None:
-        texts = Path(settings.stats_text).read_text(encoding="utf-8").splitlines()
-    elif (folder := CHECKPOINTS / settings.model).is_dir() and folder.parent == CHECKPOINTS:
-        texts = atlas.corpus(1 + settings.stats_tokens // DOCUMENT)
-    else:
-        raise ConfigError(
-            f"setting 'stats_text' is missing: {settings.model} is no embedded model, so name a "
-            "file of plain text for the second moments, or 'stats' with a file of them"
-        )
-    some = _first(texts, tokenizer, settings.stats_tokens)
-    part = settings.stats and f"{settings.stats}.part"
-    stats = statistics.second_moment(model, tokenizer, some, config.layers, save_to=part)
-    if settings.stats is not None:
-        statistics.save(stats, settings.stats)
-        Path(part).unlink(missing_ok=True)
-    return stats
-
-
-def _first(texts: list[str], tokenizer, tokens: int) -> Iterator[str]:
-    """Texts that are not blank, until `tokens` tokens are reached."""
-    for text in filter(str.strip, texts):
-        if tokens <= 0:
-            return
-        tokens -= len(encode(tokenizer, text))
-        yield text

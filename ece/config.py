@@ -55,6 +55,14 @@ class Config:
     null: float | None = None
     """AlphaEdit: updates stay within the directions in which `C_0` has eigenvalues below this
     (units of a squared key, > 0), and `lam` weighs the identity in place of $C_0$; None: off."""
+    exact: bool = False
+    """ROME and EMMET: the batch's keys give exactly their values, whatever that costs the rest."""
+    single: bool = False
+    """Facts of a batch are written one after the other, as ROME does; a batch is then only the
+    span between two measurements."""
+    restrain: float | None = None
+    """PRUNE: base of the logarithm, > 1, that the sequence's whole update is restrained by when
+    the model is used (1.2 in its paper); None: off."""
     keep: float = 1.0
     """RECT: share of an update's entries, those largest relative to their weight, in (0, 1]."""
     stop: float | None = None
@@ -95,6 +103,8 @@ class Config:
                 _fail(name, getattr(self, name), "a number in (0, 1]")
         if self.null is not None and not self.null > 0:
             _fail("null", self.null, "a number > 0, or None")
+        if self.restrain is not None and not self.restrain > 1:
+            _fail("restrain", self.restrain, "a number > 1, or None")
         if self.clusters is not None and self.clusters < 1:
             _fail("clusters", self.clusters, "a whole number >= 1, or None")
         if self.own_steps > self.steps:
@@ -122,20 +132,35 @@ PRESETS: dict[str, dict] = {
 }
 """Numbers per model, nothing else; the hub rows are the paper's appendix C."""
 
+_MEMIT = dict(scorer="all", p=1.0, clusters=None, stop=0.05, history=False)
 METHODS: dict[str, dict] = {
     "ece-as": dict(scorer="activation"),
     "ece-wi": dict(scorer="weight"),
     "ece-rs": dict(scorer="residual"),
     "ece-plus": dict(scorer="all", p=1.0, shared="zero", own_steps=15, stop=0.02),
-    "memit": dict(scorer="all", p=1.0, clusters=None, stop=0.05, history=False),
-    "memit-history": dict(scorer="all", p=1.0, clusters=None, stop=0.05, history=True),
-    "alphaedit": dict(scorer="all", p=1.0, clusters=None, stop=0.05, null=0.02, lam=10.0),
-    "blue": dict(scorer="all", p=1.0, clusters=None, stop=0.05, spread="boundary"),
-    "rect": dict(scorer="all", p=1.0, clusters=None, stop=0.05, history=False, keep=0.4),
+    "rome": dict(_MEMIT, exact=True, single=True, values_from="current"),
+    "memit": dict(_MEMIT),
+    "memit-history": dict(_MEMIT, history=True),
+    "alphaedit": dict(_MEMIT, history=True, null=0.02, lam=10.0),
+    "blue": dict(_MEMIT, history=True, spread="boundary"),
+    "rect": dict(_MEMIT, keep=0.4),
+    "prune": dict(_MEMIT, restrain=1.2),
 }
 """A method is a handful of settings of one editor. `ece-plus` is the book's own, not the paper's;
-MEMIT stops a fact's descent at an NLL of 0.05, as its published code does, and so do the peers
-made from it: AlphaEdit, BLUE's two layers, RECT."""
+MEMIT stops a fact's descent at an NLL of 0.05, as its published code does, and so do ROME and
+the peers made from MEMIT: AlphaEdit, BLUE's two layers, RECT, PRUNE."""
+
+OWN: dict[str, dict[str, dict]] = {
+    "rome": {
+        "atlas-gpt2": dict(layers=(2,)),
+        "atlas-gptj": dict(layers=(2,)),
+        "atlas-llama": dict(layers=(2,)),
+        "gpt2-xl": dict(layers=(17,), clamp=4.0),
+        "gpt-j-6b": dict(layers=(5,), steps=20, clamp=4.0),
+        "llama-3-8b": dict(layers=(5,), lr=0.5, clamp=4.0),
+    },
+}
+"""Numbers of one method on one model; those of the hub models are the published ones."""
 
 
 def configure(model_name: str, method: str, **overrides) -> Config:
@@ -148,8 +173,9 @@ def configure(model_name: str, method: str, **overrides) -> Config:
     for what, key, table in (("model", name, PRESETS), ("method", method, METHODS)):
         if key not in table:
             raise ConfigError(f"unknown {what} '{key}'; known: {', '.join(table)}")
+    own = OWN.get(method, {}).get(name, {})
     unknown = set(overrides) - {field.name for field in fields(Config)}
     if unknown:
         known = ", ".join(field.name for field in fields(Config))
         raise ConfigError(f"unknown setting {sorted(unknown)}; known: {known}")
-    return Config(**{**PRESETS[name], **METHODS[method], **overrides})
+    return Config(**{**PRESETS[name], **METHODS[method], **own, **overrides})

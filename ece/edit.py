@@ -164,7 +164,8 @@ def _update(R, K, moment, weight, state, config, layer, mask) -> tuple[Tensor, f
     if config.history:
         folded, recent = state.folded.get(layer), state.recent(layer)
     if config.null is None:
-        delta, jitter = solve_reported(R, K, moment, folded, mask, config.lam, config.ridge, recent)
+        numbers = (config.lam, config.ridge, recent, config.exact)
+        delta, jitter = solve_reported(R, K, moment, folded, mask, *numbers)
     else:
         basis = state.bases[layer].to(K.device)
         delta, jitter = solve_within(R, K, basis, folded, config.lam, recent), 0.0
@@ -208,12 +209,14 @@ def edit_sequence(
 ) -> tuple[EditState, list[Report]]:
     """Edit `facts` in batches of `batch`, in order; resumes from `save_to` if it has a run.
 
-    With `values_from="original"` all values are computed before the first edit (and kept in
+    With `config.single` every fact is a batch of its own, whatever `batch` says. With
+    `values_from="original"` all values are computed before the first edit (and kept in
     `save_to`). After each batch, in this order: the state is saved, `on_batch(state, report,
     batch_facts)` and `progress(stage, done, total)` are called ("values" or "edit"). A run
     killed at any point and started again on the unedited model ends with the same bits; it
     calls `on_batch` again for the last batch on disk, which may have been killed before it.
     """
+    batch = 1 if config.single else batch
     parts = [facts[i : i + batch] for i in range(0, len(facts), batch)]
     run = open_run(model, tokenizer, facts, config, batch, save_to)
     state, reports = run if run else (new_state(model, tokenizer, config), [])

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ece.baselines import BASELINES
+from ece.baselines.ft import GOALS
 from ece.cell import KNOWN, Settings, run
 from ece.config import CHOICES, Config
 from ece.errors import EditError
@@ -31,14 +33,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     given = vars(parser.parse_args(argv))
     as_json, out, show = given.pop("json"), given.pop("out"), given.pop("progress")
-    work = given.pop("work")
+    folders = {name: given.pop(name) for name in ("work", "cache")}
     names = {field.name for field in fields(Settings)}
     try:
         chosen = {name: given.pop(name) for name in names & given.keys()}
         settings = Settings(**chosen, config=given)
         check_out(out, settings)
         with tqdm(disable=not (show or sys.stderr.isatty()), file=sys.stderr) as bar:
-            result = run(settings, progress=partial(_advance, bar), work=work)
+            result = run(settings, progress=partial(_advance, bar), **folders)
         if out is not None:
             write_result(result, out)
     except (EditError, OSError) as error:
@@ -67,9 +69,16 @@ def _parser() -> argparse.ArgumentParser:
     add_flags(parser, Settings, KNOWN, skip=("config",))
     numbers = parser.add_argument_group("numbers of the method (default: preset of the model)")
     add_flags(numbers, Config, CHOICES, skip=("seed",), aliases={"lam": "lambda"})
+    taken = {field.name for field in fields(Config)} | {field.name for field in fields(Settings)}
+    for kind in dict.fromkeys(baseline.numbers for baseline in BASELINES.values()):
+        said = f"numbers of {', '.join(n for n, b in BASELINES.items() if b.numbers is kind)}"
+        own = parser.add_argument_group(f"{said} (beside those above)")
+        add_flags(own, kind, {"goal": GOALS}, skip=taken)
+        taken |= {field.name for field in fields(kind)}
     parser.add_argument("--json", action="store_true", help="one line of JSON on stdout")
     parser.add_argument("--out", metavar="FILE", help="also write the JSON, indented, to FILE")
     parser.add_argument("--work", metavar="FOLDER", help="keep state there; a killed run goes on")
+    parser.add_argument("--cache", metavar="FOLDER", help="keep second moments and training there")
     parser.add_argument("--progress", action="store_true", help="progress bar without a terminal")
     return parser
 

@@ -119,7 +119,7 @@ def _run(left: dict[str, Settings], options: argparse.Namespace) -> None:
     with tqdm(left.items(), unit="cell", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
         for name, settings in bar:
             bar.set_description(name)
-            result = run(settings, work=options.work / name)
+            result = run(settings, work=options.work / name, cache=options.work / "cache")
             write_result(result, options.out / f"{name}.json")
 
 

@@ -11,12 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ece.config import Config
 from ece.errors import EditError
 from ece.metrics import KINDS, Scores
 from ece.model import fingerprint
 from ece.report import Report
-from ece.stats import Stats
 
 TIMES = ("pre", "at_write", "after")
 """When the rates of a result were taken."""
@@ -52,15 +50,22 @@ def edit_record(reports: list[Report]) -> dict:
     }
 
 
+def baseline_record(records) -> dict:
+    """What a baseline changed: mean norm of a batch's change, by parameter."""
+    names = sorted({name for record in records for name in record.norms})
+    return {"norms": {n: np.mean([r.norms.get(n, 0.0) for r in records]).item() for n in names}}
+
+
 def rounded(rates: dict, names=None) -> dict:
     """Rates to four decimals of a percent."""
     chosen = {name: rates[name] for name in names or rates}
     return {name: None if rate is None else round(rate, 4) for name, rate in chosen.items()}
 
 
-def provenance(command: str, config: Config, model, stats: Stats) -> dict:
+def provenance(command: str, config, model, tokens: int | None) -> dict:
     """How a run came about, without times, so that equal runs give equal records.
 
+    `config`: the method's numbers, a dataclass; `tokens` behind the second moments, None without.
     To be called before the first edit: the fingerprint is that of the model as loaded.
     """
     return {
@@ -73,7 +78,7 @@ def provenance(command: str, config: Config, model, stats: Stats) -> dict:
         "threads": torch.get_num_threads(),
         "settings": json.loads(json.dumps(asdict(config))),
         "model_fingerprint": fingerprint(model),
-        "statistics_tokens": stats.tokens,
+        "statistics_tokens": tokens,
     }
 
 

@@ -19,6 +19,7 @@ def solve_update(
     lam: float,
     ridge: float = 0.0,
     recent: Float[Tensor, "earlier ff"] | None = None,
+    exact: bool = False,
 ) -> Float[Tensor, "model ff"]:
     r"""$\Delta_I = R K_I^T(\lambda C_{0,II} + H_{II} + K_I K_I^T)^{-1}$; zero outside $I$.
 
@@ -27,9 +28,11 @@ def solve_update(
     the text hardly ever drives have no weight in $C_0$, and would be filled with huge columns.
     `recent`: keys of earlier edits, the same as their sum of $k k^T$ added to `history`; cheaper
     than it as long as they are fewer than a third of the neurons.
+    `exact`: $\Delta_I = R (K_I G)^{-1} G^T$ instead, $G = (\lambda C_{0,II} + H_{II})^{-1} K_I^T$:
+    the least change to old outputs that has $\Delta K^T = R$. ROME for one fact, EMMET for more.
     Float64 throughout. `SolveError` if the system is not positive definite.
     """
-    return solve_reported(R, K, C0, history, mask, lam, ridge, recent)[0]
+    return solve_reported(R, K, C0, history, mask, lam, ridge, recent, exact)[0]
 
 
 def solve_reported(
@@ -41,11 +44,14 @@ def solve_reported(
     lam: float,
     ridge: float = 0.0,
     recent: Float[Tensor, "earlier ff"] | None = None,
+    exact: bool = False,
 ) -> tuple[Float[Tensor, "model ff"], float]:
     """`solve_update`, and the jitter that the factorisation needed (a share; mostly 0)."""
     chosen = mask.nonzero()[:, 0]
     keys = K.double()[:, chosen]
-    system = lam * _block(C0, chosen, keys.device) + keys.T @ keys
+    system = lam * _block(C0, chosen, keys.device)
+    if not exact:
+        system.addmm_(keys.T, keys)
     if history is not None:
         system += _block(history, chosen, keys.device)
     if recent is not None:
@@ -54,6 +60,8 @@ def solve_reported(
     system.diagonal().add_(ridge * lam * C0.diagonal().double().mean().to(keys.device))
     factor, jitter = factorise(system)
     gain = torch.cholesky_solve(keys.T, factor)  # [chosen, edit]
+    if exact:
+        gain = torch.cholesky_solve(gain.T, factorise(keys @ gain)[0]).T
     delta = torch.zeros(len(R), len(mask), dtype=torch.double, device=keys.device)
     delta[:, chosen] = R.double() @ gain.T
     if not torch.isfinite(delta).all():

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from ece.config import METHODS, PRESETS, Config, configure
+from ece.config import METHODS, OWN, PRESETS, Config, configure
 from ece.errors import ConfigError
 
 GOOD = dict(layers=(0, 1), lr=0.5, lam=10.0)
@@ -41,7 +41,8 @@ def test_each_field_is_checked_by_name(field):
 def test_every_combination_of_model_and_method_is_a_valid_config():
     for model in PRESETS:
         for method in METHODS:
-            assert configure(model, method).layers == PRESETS[model]["layers"]
+            wanted = {**PRESETS[model], **OWN.get(method, {}).get(model, {})}
+            assert configure(model, method).layers == wanted["layers"]
 
 
 def test_overrides_win_and_hub_names_count_by_their_last_part():

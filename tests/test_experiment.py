@@ -10,6 +10,7 @@ import torch
 
 from conftest import CITIES, SUBJECTS, TEXTS, build
 from ece import cell
+from ece.baselines import BASELINES
 from ece.cell import Settings, run
 from ece.config import METHODS, Config, configure
 from ece.data import load_facts
@@ -20,6 +21,14 @@ from ece.metrics import KINDS, evaluate, harmonic
 from ece.results import ResultError, commit, read_result, write_result
 
 FAST = {"layers": (0, 1), "lam": 20.0, "steps": 3, "own_steps": 1, "clusters": 2, "contexts": 1}
+
+
+class Killed(BaseException):
+    """As abrupt as a signal."""
+
+
+QUICK: dict[str, dict] = {name: dict(steps=2, layers=(1,)) for name in ("ft-l", "ft-w", "ft-m")}
+"""Settings with which a baseline is done in a moment."""
 
 
 @pytest.fixture
@@ -207,6 +216,36 @@ def test_every_method_runs(method, tokenizers, settings):
         assert result["provenance"]["settings"][name] == value
 
 
+@pytest.mark.parametrize("method", BASELINES)
+def test_every_baseline_runs_and_goes_on_when_killed(method, tokenizers, settings, tmp_path):
+    own = QUICK.get(method, {})
+    chosen = Settings(**{**vars(settings), "method": method, "facts": 4, "config": own})
+    cache = tmp_path / "cache"
+    whole = run(chosen, (build("llama"), tokenizers["llama"]), cache=cache)
+    assert whole["provenance"]["statistics_tokens"] is None
+    assert len(whole["batches"]) == 2 and "edit" in whole["seconds"]
+    for name, value in BASELINES[method].preset.items():
+        assert whole["provenance"]["settings"][name] == value
+    seen = []
+
+    def deadly(stage, done, total):
+        seen.append(done)
+        if stage == "edit" and done == 1:
+            raise Killed
+
+    pair = lambda: (build("llama"), tokenizers["llama"])  # noqa: E731
+    with pytest.raises(Killed):
+        run(chosen, pair(), deadly, work=tmp_path / "work", cache=cache)
+    again = run(chosen, pair(), work=tmp_path / "work", cache=cache)
+    assert without_seconds(again) == without_seconds(whole)
+
+
+def test_a_setting_of_another_method_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["--method", "ft-l", "--lam", "3"])
+    assert "'lam' is not one of method ft-l" in capsys.readouterr().err
+
+
 def test_settings_reject_what_no_run_can_use():
     with pytest.raises(ConfigError, match="'method' is 'x'; known: ece-as"):
         Settings(method="x")
@@ -262,7 +301,7 @@ def test_the_module_runs_as_a_program():
 
 def test_an_embedded_model_takes_its_statistics_from_its_own_corpus(settings, folder, monkeypatch):
     parent = Path(folder).parent
-    monkeypatch.setattr("ece.cell.CHECKPOINTS", parent)
+    monkeypatch.setattr("ece.inputs.CHECKPOINTS", parent)
     monkeypatch.setattr("ece.model.CHECKPOINTS", parent)
     own = Settings(**{**vars(settings), "stats_text": None, "stats_tokens": 300})
     result = run(own)
@@ -276,10 +315,6 @@ def test_free_texts_are_measured_when_asked_for(tokenizers, settings):
     assert "--text-tokens 12" in result["provenance"]["command"]
     assert "fluency" in result["after"] and "consistency" in result["at_write"]
     assert "fluency" not in run(settings, (build("gpt2"), tokenizers["gpt2"]))["after"]
-
-
-class Killed(BaseException):
-    """As abrupt as a signal."""
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3])

@@ -55,7 +55,7 @@ def test_what_is_declared_wrongly_is_named(file, change, message):
 def test_a_cell_runs_once(file, tmp_path, monkeypatch, capsys):
     ran = []
 
-    def run(settings, work):
+    def run(settings, work, cache):
         ran.append(name_of(settings))
         record = dict.fromkeys(("efficacy", "generalization", "specificity", "score"), 50.0)
         record |= {f"{kind}_top1": 50.0 for kind in list(record)[:3]}

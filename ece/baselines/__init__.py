@@ -1,1 +1,37 @@
-"""The methods that the paper compares with, beside the editor's own settings."""
+"""The methods that the paper compares with, beside the editor's own settings.
+
+`BASELINES[name]` is a `Baseline`; `ece.baselines.run.sequence` edits facts by it.
+"""
+
+from ece.baselines.base import Baseline, Task, Weights
+from ece.baselines.ft import FineTuning
+from ece.baselines.ft import edit as fine_tune
+
+__all__ = ["BASELINES", "PRESETS", "Baseline", "Task", "Weights", "numbers_of"]
+
+BASELINES: dict[str, Baseline] = {
+    "ft-l": Baseline(FineTuning, dict(goal="last", ball=5e-4), fine_tune),
+    "ft-w": Baseline(FineTuning, dict(goal="last", decay=5e-4), fine_tune),
+    "ft-m": Baseline(FineTuning, dict(goal="answer"), fine_tune),
+}
+"""Name -> baseline."""
+
+PRESETS: dict[str, dict[str, dict]] = {
+    "ft-l": {
+        "gpt2-xl": dict(layers=(0,)),
+        "gpt-j-6b": dict(layers=(21,), ball=5e-5),
+        "llama-3-8b": dict(layers=(21,), ball=5e-5),
+    },
+    "ft-w": {"gpt2-xl": dict(layers=(0,)), "gpt-j-6b": dict(layers=(21,))}
+    | {"llama-3-8b": dict(layers=(21,))},
+    "ft-m": {"gpt2-xl": dict(layers=(0,)), "gpt-j-6b": dict(layers=(21,))}
+    | {"llama-3-8b": dict(layers=(21,))},
+}
+"""Method -> model -> its numbers, where the defaults are not right."""
+
+
+def numbers_of(model_name: str, method: str, **settings):
+    """The numbers of baseline `method` on a model (a hub name counts by its last part)."""
+    name = model_name.rstrip("/").split("/")[-1].lower()
+    own = PRESETS.get(method, {}).get(name, {})
+    return BASELINES[method].configure(method, **{**own, **settings})

@@ -1,0 +1,47 @@
+"""What a baseline learns ahead of editing, kept under a name that says what it was learned from."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors.torch import save as serialise
+
+from ece.baselines.base import Baseline, Task, Weights
+from ece.facts import Fact
+from ece.files import read_json, read_tensors, write, write_json
+from ece.model import fingerprint
+
+
+def trained(
+    baseline: Baseline,
+    task: Task,
+    facts: list[Fact],
+    folder: str | Path | None = None,
+    progress: Callable | None = None,
+) -> Weights:
+    """What `baseline.train` learns from `facts`; with a folder, learned once and kept there.
+
+    The name of the file is a digest of the model, the facts and the numbers. A training that
+    was killed goes on from its last state in the folder.
+    """
+    if folder is None:
+        return baseline.train(task, facts, None, progress)
+    name = f"{type(task.numbers).__name__.lower()}-{mark_of(task, facts)[:16]}"
+    head, file = Path(folder) / f"{name}.json", Path(folder) / f"{name}.safetensors"
+    if head.exists():
+        return read_tensors(file, read_json(head)["checksum"])
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    learned = baseline.train(task, facts, Path(folder) / f"{name}.part", progress)
+    held = {key: value.cpu().contiguous() for key, value in learned.items()}
+    write_json(head, {"checksum": write(file, serialise(held)), "facts": len(facts)})
+    for part in Path(folder).glob(f"{name}.part*"):
+        part.unlink()
+    return learned
+
+
+def mark_of(task: Task, facts: list[Fact]) -> str:
+    """Digest of model, numbers and facts: two trainings of one mark learn the same."""
+    said = [fingerprint(task.model), asdict(task.numbers), [asdict(fact) for fact in facts]]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
