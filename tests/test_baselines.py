@@ -174,7 +174,9 @@ def test_prune_pulls_in_only_what_is_longer_than_the_weight():
     top = torch.linalg.matrix_norm(weight, ord=2)
     long = left * torch.tensor([4.0, 2.0, 1.0, 0.5, 0.2, 0.1]).double() * top @ right
     values = torch.linalg.svdvals(restrain(long, weight, base))
-    log = torch.log(torch.tensor([4.0, 2.0]).double()) / torch.log(torch.tensor(base).double())
+    log = torch.log(torch.tensor([4.0, 2.0], dtype=torch.double)) / torch.log(
+        torch.tensor(base, dtype=torch.double)
+    )
     pulled = torch.minimum(top + log, top * torch.tensor([4.0, 2.0]).double())
     assert pulled[0] < 4 * top, "the case at hand restrains something"
     wanted = torch.cat([pulled, top * torch.tensor([1.0, 0.5, 0.2, 0.1]).double()])
