@@ -11,7 +11,7 @@ other settings; its cells are all combinations. A cell that has its result is no
 import argparse
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from fnmatch import fnmatch
 from itertools import product
@@ -29,14 +29,22 @@ AXES = {"models": "model", "methods": "method", "datasets": "dataset", "seeds": 
 """Lists in a table of the file, and the setting that each of them varies."""
 
 
-def cells(path: str | Path) -> dict[str, Settings]:
-    """Name -> settings of every cell of the file; `ConfigError` names what is wrong."""
+def cells(path: str | Path, only: Iterable[str] | None = None) -> dict[str, Settings]:
+    """Name -> settings of every cell of the file, or of its tables `only`.
+
+    `ConfigError` names what is wrong.
+    """
     try:
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
+    unknown = sorted(set(only or ()) - set(tables))
+    if unknown:
+        raise ConfigError(f"{path} has no table '{unknown[0]}'; known: {', '.join(tables)}")
     found: dict[str, Settings] = {}
     for table, entry in tables.items():
+        if only is not None and table not in only:
+            continue
         missing = [axis for axis in AXES if not entry.get(axis)]
         if missing:
             raise ConfigError(f"{path}, table '{table}': the list '{missing[0]}' is missing")
@@ -71,6 +79,18 @@ def done(name: str, settings: Settings, out: Path) -> bool:
     path = out / f"{name}.json"
     check_out(str(path), settings)
     return path.exists()
+
+
+def results(path: str | Path, table: str, out: str | Path) -> tuple[list[dict], dict[str, str]]:
+    """The results of a table's cells, in order, and name -> command of those not run yet."""
+    found, missing = [], {}
+    for name, settings in cells(path, [table]).items():
+        file = Path(out) / f"{name}.json"
+        if done(name, settings, Path(out)):
+            found.append(read_result(file))
+        else:
+            missing[name] = f"{settings.command()} --out {file.name}"
+    return found, missing
 
 
 def estimate(settings: Settings, out: Path) -> float | None:

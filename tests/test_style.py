@@ -8,9 +8,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
-    errors config model facts hooks naive walk upper stats keys score group loss values solve prune
-    state report files storage edit reading generate metrics texts trace data
-    results flags kept inputs baselines sessions cell experiment grid measure stages bench plots
+    errors config model facts hooks naive walk upper stats keys score group loss values
+    solve prune state report files storage edit reading generate metrics texts trace data
+    results tables flags kept inputs baselines sessions cell experiment grid measure stages
+    bench plots
 """.split()
 """Data flows one way: a module imports only modules that stand before it. Add new ones here."""
 ATLAS_MAY_IMPORT = {"errors", "config", "model", "facts"}

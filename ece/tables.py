@@ -1,0 +1,92 @@
+"""Result files side by side: means over seeds with intervals, and tables for a page."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from typing import NamedTuple
+
+from ece.results import ResultError
+
+
+class Rate(NamedTuple):
+    """A rate over one or more runs."""
+
+    mean: float
+    """Mean over the runs."""
+    half: float | None
+    """Half width of its 95 % interval over facts; None for a score, which has none."""
+    seeds: int
+    """Number of runs."""
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" + ("" if self.half is None else f" ± {self.half:.1f}")
+
+
+def pooled(results: Sequence[Mapping], name: str, time: str = "after") -> Rate | None:
+    """Mean of rate `name` over runs that differ in the seed only; None if none states it.
+
+    The interval treats the runs as independent samples of facts. It does not cover what
+    a method's own randomness adds, which `spread` shows.
+    """
+    rates = [result[time].get(name) for result in results]
+    known = [(rate, r[time].get(f"{name}_ci")) for rate, r in zip(rates, results, strict=True)]
+    known = [(rate, half) for rate, half in known if rate is not None]
+    if not known:
+        return None
+    halves = [half for _, half in known if half is not None]
+    whole = len(halves) == len(known)
+    half = sum(h**2 for h in halves) ** 0.5 / len(halves) if halves and whole else None
+    return Rate(sum(rate for rate, _ in known) / len(known), half, len(known))
+
+
+def spread(results: Sequence[Mapping], name: str, time: str = "after") -> float:
+    """Largest minus smallest rate over the seeds."""
+    rates = [result[time][name] for result in results]
+    return max(rates) - min(rates)
+
+
+def by(results: Iterable[Mapping], *names: str) -> dict[tuple, list[Mapping]]:
+    """Results grouped by these fields, in the order of appearance."""
+    groups: dict[tuple, list[Mapping]] = {}
+    for result in results:
+        groups.setdefault(tuple(result[name] for name in names), []).append(result)
+    return groups
+
+
+def same_origin(results: Sequence[Mapping]) -> dict[str, list[str]]:
+    """What the results say of their origin: each value that occurs, by field."""
+    if not results:
+        raise ResultError("no result was given; run the commands that the page prints")
+    origins = [result["provenance"] for result in results]
+    told = {name: {str(o[name]) for o in origins} for name in ("commit", "device", "dtype")}
+    for library in ("torch", "transformers"):
+        told[library] = {o["versions"][library] for o in origins}
+    return {name: sorted(values) for name, values in told.items()}
+
+
+def html(
+    head: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    marked: Callable[[int, int], str] = lambda row, column: "",
+    title: str = "",
+) -> str:
+    """A table that scrolls sideways where a screen is narrow.
+
+    marked: (row, column) -> "b" or "u" for a cell to be set in bold or underlined, else "".
+    """
+    cells = [
+        [_cell(value, marked(i, j), j) for j, value in enumerate(row)] for i, row in enumerate(rows)
+    ]
+    top = "".join(_cell(name, "", j, "th") for j, name in enumerate(head))
+    body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
+    caption = f"<caption>{escape(title)}</caption>" if title else ""
+    return (
+        f'<div style="overflow-x:auto"><table>{caption}<thead><tr>{top}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(value: object, mark: str, column: int, tag: str = "td") -> str:
+    text = escape("–" if value is None else str(value))
+    side = "left" if column == 0 else "right"
+    inner = f"<{mark}>{text}</{mark}>" if mark else text
+    return f'<{tag} style="text-align:{side};white-space:nowrap">{inner}</{tag}>'
