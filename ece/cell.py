@@ -9,9 +9,11 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ece import atlas
+from ece.attribution import chosen_layers
 from ece.baselines import BASELINES, Task, numbers_of
 from ece.baselines.trained import trained
 from ece.config import METHODS, configure
@@ -20,7 +22,7 @@ from ece.errors import ConfigError
 from ece.facts import Fact
 from ece.flags import words
 from ece.inputs import model_of, statistics_of
-from ece.kept import keep, kept
+from ece.kept import Measured, keep, kept
 from ece.metrics import Scores, evaluate, join, unchanged
 from ece.results import NAMES, batch_record, provenance, rounded
 from ece.sessions import Session, baseline_session, editor_session
@@ -33,7 +35,8 @@ EVERY = (*METHODS, *BASELINES)
 """All methods, those of the editor first."""
 KNOWN = {"method": EVERY, "dataset": MEASURE, "dtype": DTYPES, "matmul": MATMUL}
 """The settings that take one of a few names."""
-LEAST = {"facts": 1, "batch": 1, "seed": 0, "text_tokens": 0, "stats_tokens": 1}
+LEAST = {"facts": 1, "batch": 1, "seed": 0, "text_tokens": 0, "text_facts": 0, "adaptive": 0,
+         "stats_tokens": 1}  # fmt: skip
 """The settings that are numbers, and their least values."""
 SECONDS = ("values", "keys", "solve", "evaluate", "statistics")
 """Stages whose seconds every result states; baselines add "edit" and "train"."""
@@ -67,6 +70,12 @@ class Settings:
     """Precision of float32 products, as torch names it: "high" is TF32 where there is any."""
     text_tokens: int = 0
     """Length of the free texts for fluency and consistency, in tokens; 0: none are written."""
+    text_facts: int = 0
+    """Facts that free texts are written about, the first of the sequence; 0: all."""
+    points: tuple[int, ...] = ()
+    """Numbers of edits, ends of batches, at which all facts so far are measured as well."""
+    adaptive: int = 0
+    """Edit layers chosen by attribution on these facts, that many; 0: those of the preset."""
     stats: str | None = None
     """File of second moments: read if it is there, otherwise written."""
     stats_text: str | None = None
@@ -85,6 +94,11 @@ class Settings:
             if getattr(self, name) < least:
                 text = f"setting '{name}' is {getattr(self, name)}; it takes a number >= {least}"
                 raise ConfigError(text)
+
+        wrong = [n for n in self.points if n % self.batch or not 0 < n <= self.facts]
+        if wrong:
+            text = f"setting 'points' holds {wrong[0]}; it takes ends of batches of {self.batch}"
+            raise ConfigError(f"{text}, at most {self.facts}")
 
     def configure(self):
         """The method's numbers: preset of the model, method, own settings, seed."""
@@ -117,18 +131,20 @@ def run(
     `cache` keeps what does not depend on the facts: second moments, and what baselines learn.
     """
     torch.set_float32_matmul_precision(settings.matmul)
-    numbers = settings.configure()
+    settings.configure()
     facts = load_facts(
         settings.dataset, settings.facts, settings.seed, settings.data, settings.skip_bad
     )
     model, tokenizer = loaded or model_of(settings)
     clock = Counter()
     start = _baseline if settings.method in BASELINES else _editor
-    session, tokens = start(model, tokenizer, facts, settings, clock, work, cache, progress)
+    session, numbers, tokens = start(
+        model, tokenizer, facts, settings, clock, work, cache, progress
+    )
     origin = provenance(settings.command(), numbers, model, tokens)
     ask = partial(_score, tokenizer, settings)
     pre = ask(model, facts, clock)
-    written, record = _write(session, facts, settings, ask, pre, clock, work)
+    written, curve, record = _write(session, facts, settings, ask, pre, clock, work)
     with session.view(facts) as edited:
         after = ask(edited, facts, clock, pre)
     measure = MEASURE[settings.dataset]
@@ -138,6 +154,7 @@ def run(
         "at_write": rounded(join(written).summary(measure)),
         "after": rounded(after.summary(measure)),
         "batches": batch_record(written, after, measure),
+        **({"points": curve} if settings.points else {}),
         "edit": record,
         "seconds": {name: round(clock[name], 3) for name in dict.fromkeys((*SECONDS, *clock))},
         "provenance": origin,
@@ -145,16 +162,19 @@ def run(
 
 
 def _editor(model, tokenizer, facts, settings, clock, work, cache, progress):
-    """(session, tokens of the statistics) of one of the editor's methods."""
+    """(session, its numbers, tokens of the statistics) of one of the editor's methods."""
     config = settings.configure()
+    if settings.adaptive:
+        layers = chosen_layers(model, tokenizer, facts, config.scorer, settings.adaptive)
+        config = replace(config, layers=layers)
     with _timed(clock, "statistics"):
         stats = statistics_of(model, tokenizer, settings, config.layers, cache)
     numbers = (stats, config, settings.batch, work, progress)
-    return editor_session(model, tokenizer, facts, *numbers), stats.tokens
+    return editor_session(model, tokenizer, facts, *numbers), config, stats.tokens
 
 
 def _baseline(model, tokenizer, facts, settings, clock, work, cache, progress):
-    """(session, None) of a baseline, trained where it has something to learn."""
+    """(session, its numbers, None) of a baseline, trained where it has something to learn."""
     baseline, numbers = BASELINES[settings.method], settings.configure()
     learned = {}
     if baseline.train is not None:
@@ -163,45 +183,64 @@ def _baseline(model, tokenizer, facts, settings, clock, work, cache, progress):
             task = Task(model, tokenizer, numbers, {})
             learned = trained(baseline, task, others[len(facts) :], cache, progress)
     task = Task(model, tokenizer, numbers, learned)
-    return baseline_session(baseline, task, facts, settings.batch, work, progress), None
+    session = baseline_session(baseline, task, facts, settings.batch, work, progress)
+    return session, numbers, None
 
 
-def _write(session: Session, facts, settings, ask, pre, clock, work) -> tuple[list[Scores], dict]:
-    """Write all batches; -> their scores at write, what was done. Times go to `clock`."""
-    written: dict[int, tuple[Scores, dict]] = {}
+def _write(session: Session, facts, settings, ask, pre, clock, work):
+    """Write all batches; -> scores at write, rates at `points`, what was done. Times: `clock`."""
+    done: dict[int, Measured] = {}
     folder = None if work is None else Path(work)
 
     def heard(number: int) -> None:
-        first, own = number * settings.batch, Counter()
+        first, own, curve = number * settings.batch, Counter(), None
         part = facts[first : first + settings.batch]
-        with session.view(facts[: first + len(part)]) as edited:
-            scores = ask(edited, part, own, pre.part(first, first + len(part)))
-        written[number] = scores, dict(own)
+        end = first + len(part)
+        with session.view(facts[:end]) as edited:
+            scores = ask(edited, part, own, pre.part(first, end))
+            if end in settings.points:
+                whole = ask(edited, facts[:end], own, pre.part(0, end), texts=False)
+                curve = {"edited": end, **rounded(whole.summary(MEASURE[settings.dataset]))}
+        done[number] = Measured(scores, dict(own), curve)
         if folder is not None:
-            keep(folder, number, *written[number])
+            keep(folder, number, done[number])
 
     record, seconds = session.write(heard)
     clock.update(seconds)
     count = -(-len(facts) // settings.batch)
-    parts = [written[i] if i in written else kept(folder, i) for i in range(count)]
-    for _, own in parts:
-        clock.update(own)
-    return [scores for scores, _ in parts], record
+    parts = [done[i] if i in done else kept(folder, i) for i in range(count)]
+    for part in parts:
+        clock.update(part.seconds)
+    return [p.scores for p in parts], [p.curve for p in parts if p.curve], record
 
 
 def _score(
-    tokenizer, settings: Settings, model, facts: list[Fact], clock: Counter, before=None
+    tokenizer, settings: Settings, model, facts: list[Fact], clock: Counter, before=None, texts=True
 ) -> Scores:
     """The facts' scores now; `before` are those of the unedited model."""
     with _timed(clock, "evaluate"):
         scores = evaluate(model, tokenizer, facts)
         if before is not None:
             scores = replace(scores, unchanged=unchanged(before, scores))
-        if not settings.text_tokens:
+        if not settings.text_tokens or not texts:
             return scores
-        texts = write_texts(model, tokenizer, facts, settings.text_tokens, settings.seed)
-        likeness = consistencies(facts, texts, atlas.references())
-        return replace(scores, fluency=fluencies(texts), consistency=likeness)
+        return _with_texts(scores, model, tokenizer, settings, facts, before)
+
+
+def _with_texts(scores, model, tokenizer, settings: Settings, facts, before) -> Scores:
+    """Scores with fluency and consistency of the facts that free texts are written about."""
+    wanted = np.full(len(facts), True)
+    if before is not None:
+        wanted = ~np.isnan(before.fluency)
+    elif settings.text_facts:
+        wanted = np.arange(len(facts)) < settings.text_facts
+    some = [fact for fact, said in zip(facts, wanted, strict=True) if said]
+    columns = {name: np.full(len(facts), np.nan) for name in ("fluency", "consistency")}
+    if some:
+        texts = write_texts(model, tokenizer, some, settings.text_tokens, settings.seed)
+        columns["fluency"][wanted] = fluencies(texts)
+        columns["consistency"][wanted] = consistencies(some, texts, atlas.references())
+    return replace(scores, **columns)
 
 
 @contextmanager

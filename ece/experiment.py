@@ -57,8 +57,10 @@ def check_out(path: str | None, settings: Settings) -> None:
     held = read_result(path)
     names = {name: held[name] for name in NAMES}
     wanted = {name: getattr(settings, name) for name in NAMES}
-    told = json.loads(json.dumps(asdict(config)))
-    if names != wanted or held["provenance"]["settings"] != told:
+    told, kept = json.loads(json.dumps(asdict(config))), dict(held["provenance"]["settings"])
+    if settings.adaptive:  # the layers are found on the run
+        kept["layers"] = told["layers"]
+    if names != wanted or kept != told:
         raise ResultError(f"{path} holds the result of other settings; name another file")
 
 

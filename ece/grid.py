@@ -58,6 +58,7 @@ def cells(path: str | Path, only: Iterable[str] | None = None) -> dict[str, Sett
 
 def _combinations(entry: dict) -> Iterator[Settings]:
     single = {name: value for name, value in entry.items() if name not in AXES}
+    single = {n: tuple(v) if isinstance(v, list) else v for n, v in single.items()}
     own = {name: single.pop(name) for name in list(single) if name in _NAMES}
     for values in product(*(entry[axis] for axis in AXES)):
         yield Settings(**dict(zip(AXES.values(), values, strict=True)), **own, config=single)
@@ -70,6 +71,7 @@ def name_of(settings: Settings) -> str:
     """What a cell's file is called; settings of the method that differ are part of it."""
     model = settings.model.rstrip("/").split("/")[-1]
     extra = "".join(f"_{name}-{value}" for name, value in sorted(settings.config.items()))
+    extra += f"_adaptive-{settings.adaptive}" if settings.adaptive else ""
     size = f"{settings.facts}x{settings.batch}"
     return f"{model}_{settings.method}_{settings.dataset}_{size}{extra}_s{settings.seed}"
 

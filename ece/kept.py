@@ -1,6 +1,6 @@
 """What a run has measured so far, on disk: one small file per batch, beside the run's state."""
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +9,27 @@ from ece.files import read_json, write_json
 from ece.metrics import Scores
 
 
-def keep(folder: Path, number: int, scores: Scores, seconds: dict[str, float]) -> None:
-    """Write a batch's scores and times; a file that is there is replaced."""
-    told = {f.name: getattr(scores, f.name) for f in fields(Scores)}
+@dataclass(frozen=True)
+class Measured:
+    """What was measured when a batch had been written."""
+
+    scores: Scores
+    """The batch's own."""
+    seconds: dict[str, float]
+    """What measuring took, by stage."""
+    curve: dict | None = None
+    """Rates of all facts so far, where they were asked for."""
+
+
+def keep(folder: Path, number: int, found: Measured) -> None:
+    """Write what was measured; a file that is there is replaced."""
+    told = {f.name: getattr(found.scores, f.name) for f in fields(Scores)}
     columns = {name: column.tolist() for name, column in told.items() if column is not None}
-    write_json(folder / f"scores-{number:05d}.json", {"scores": columns, "seconds": seconds})
+    record = {"scores": columns, "seconds": found.seconds, "curve": found.curve}
+    write_json(folder / f"scores-{number:05d}.json", record)
 
 
-def kept(folder: Path, number: int) -> tuple[Scores, dict[str, float]]:
+def kept(folder: Path, number: int) -> Measured:
     """The inverse of `keep`, to the same bits; `StateError` if the file is damaged."""
     record = read_json(folder / f"scores-{number:05d}.json")
     said = record["scores"].pop("said", None)
@@ -24,4 +37,4 @@ def kept(folder: Path, number: int) -> tuple[Scores, dict[str, float]]:
     if said is not None:
         columns["said"] = np.empty(len(said), dtype=object)
         columns["said"][:] = [tuple(map(tuple, own)) for own in said]
-    return Scores(**columns), record["seconds"]
+    return Measured(Scores(**columns), record["seconds"], record["curve"])

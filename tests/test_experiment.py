@@ -46,7 +46,7 @@ def files(tmp_path):
             },
             "paraphrase_prompts": [f"The home of {subject} is"],
             "neighborhood_prompts": [f"{SUBJECTS[i - 1]} lives in"],
-            "generation_prompts": [],
+            "generation_prompts": [f"{subject} is"],
         }
         for i, subject in enumerate(SUBJECTS)
     ]
@@ -244,6 +244,32 @@ def test_a_setting_of_another_method_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["--method", "ft-l", "--lam", "3"])
     assert "'lam' is not one of method ft-l" in capsys.readouterr().err
+
+
+def test_rates_at_points_are_those_of_a_run_that_ends_there(tokenizers, settings):
+    chosen = Settings(**{**vars(settings), "points": (2, 4), "facts": 6})
+    result = run(chosen, (build("gpt2"), tokenizers["gpt2"]))
+    short = Settings(**{**vars(settings), "facts": 4})
+    assert [point["edited"] for point in result["points"]] == [2, 4]
+    ended = run(short, (build("gpt2"), tokenizers["gpt2"]))["after"]
+    assert {k: v for k, v in result["points"][1].items() if k != "edited"} == ended
+    with pytest.raises(ConfigError, match="'points' holds 3; it takes ends of batches of 2"):
+        Settings(batch=2, points=(3,))
+
+
+def test_layers_can_be_chosen_by_attribution(tokenizers, settings):
+    chosen = Settings(**{**vars(settings), "adaptive": 1})
+    result = run(chosen, (build("gpt2"), tokenizers["gpt2"]))
+    assert len(result["provenance"]["settings"]["layers"]) == 1
+    assert "--adaptive 1" in result["provenance"]["command"]
+
+
+def test_texts_may_be_written_of_the_first_facts_only(tokenizers, settings):
+    some = Settings(**{**vars(settings), "text_tokens": 12, "text_facts": 2})
+    result = run(some, (build("gpt2"), tokenizers["gpt2"]))
+    whole = Settings(**{**vars(some), "text_facts": 5})
+    assert result["after"]["fluency"] is None or result["after"]["fluency"] >= 0
+    assert run(whole, (build("gpt2"), tokenizers["gpt2"]))["after"].keys() == result["after"].keys()
 
 
 def test_settings_reject_what_no_run_can_use():

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
-    errors config model facts hooks naive walk upper stats keys score group loss values
+    errors config model facts hooks naive walk upper stats keys score attribution group loss values
     solve prune state report files storage edit reading generate metrics texts trace data
     results tables flags kept inputs baselines sessions cell experiment grid measure stages
     bench plots
