@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     errors config model facts hooks naive walk upper stats keys score group loss values solve
-    state report files storage edit reading generate metrics texts trace data
+    state report files fields download storage edit reading generate metrics texts trace data
     results flags kept baselines cell experiment grid measure stages bench plots
 """.split()
 """Data flows one way: a module imports only modules that stand before it. Add new ones here."""
