@@ -14,7 +14,7 @@ import torch
 from ece import atlas
 from ece import stats as statistics
 from ece.config import METHODS, Config, configure
-from ece.data import MEASURE, load_facts
+from ece.data import MEASURE, load_facts, load_records, records_file
 from ece.edit import edit_sequence
 from ece.errors import ConfigError
 from ece.facts import Fact, encode
@@ -22,9 +22,10 @@ from ece.flags import words
 from ece.kept import keep, kept
 from ece.metrics import Scores, evaluate, join, unchanged
 from ece.model import CHECKPOINTS, load
+from ece.references import References, load_references, references_file
 from ece.report import Report
-from ece.results import NAMES, batch_record, edit_record, provenance, rounded
-from ece.texts import consistencies, fluencies
+from ece.results import NAMES, batch_record, edit_record, provenance, rounded, source
+from ece.texts import consistencies, fluencies, vectorizer
 from ece.texts import written as write_texts
 
 MATMUL = ("highest", "high", "medium")
@@ -55,7 +56,10 @@ class Settings:
     seed: int = 0
     """Decides which facts and their order, the contexts and the clustering, >= 0."""
     data: str | None = None
-    """JSON file of records; without it those of the embedded world."""
+    """JSON file of records, or "public": the published file, fetched once; without it those of
+    the embedded world."""
+    sha256: str | None = None
+    """SHA-256 that the file of records must have."""
     skip_bad: bool = False
     """Leave unusable records of the file out, with a warning."""
     device: str | None = None
@@ -66,6 +70,11 @@ class Settings:
     """Precision of float32 products, as torch names it: "high" is TF32 where there is any."""
     text_tokens: int = 0
     """Length of the free texts for fluency and consistency, in tokens; 0: none are written."""
+    references: str | None = None
+    """File of reference texts for consistency (ROME's attribute snippets), or "public"; without
+    it those of the embedded world."""
+    compat: bool = False
+    """Repeat the slips of the published ZsRE evaluation; CounterFact's has none to repeat."""
     stats: str | None = None
     """File of second moments: read if it is there, otherwise written."""
     stats_text: str | None = None
@@ -84,6 +93,8 @@ class Settings:
             if getattr(self, name) < least:
                 text = f"setting '{name}' is {getattr(self, name)}; it takes a number >= {least}"
                 raise ConfigError(text)
+        if self.references is not None and not self.text_tokens:
+            raise ConfigError("setting 'references' needs free texts; set 'text_tokens', e.g. 100")
 
     def configure(self) -> Config:
         """The method's numbers: preset of the model, method, own settings, seed."""
@@ -113,15 +124,21 @@ def run(
     """
     torch.set_float32_matmul_precision(settings.matmul)
     config = settings.configure()
+    files = {
+        "data": records_file(settings.dataset, settings.data, settings.sha256, progress),
+        "references": references_file(settings.references, progress),
+    }
+    sources = {name: source(path) for name, path in files.items()}
     facts = load_facts(
-        settings.dataset, settings.facts, settings.seed, settings.data, settings.skip_bad
+        settings.dataset, settings.facts, settings.seed, files["data"], settings.skip_bad
     )
+    references = _references(settings, **files)
     model, tokenizer = loaded or _load(settings)
     clock = Counter()
     with _timed(clock, "statistics"):
         stats = _statistics(model, tokenizer, settings, config)
-    origin = provenance(settings.command(), config, model, stats)
-    score = partial(_score, model, tokenizer, settings)
+    origin = provenance(settings.command(), config, model, stats, sources)
+    score = partial(_score, model, tokenizer, settings, references)
     pre = score(facts, clock)
     written, reports = _edit(
         model, tokenizer, facts, stats, settings, score, pre, clock, progress, work
@@ -136,7 +153,7 @@ def run(
         "batches": batch_record(written, after, measure),
         "edit": edit_record(reports),
         "seconds": {name: round(clock[name], 3) for name in SECONDS},
-        "provenance": origin,
+        "provenance": origin | {"compat": settings.compat},
     }
 
 
@@ -163,18 +180,29 @@ def _edit(model, tokenizer, facts, stats, settings, score, pre, clock, progress,
     return [scores for scores, _ in parts], reports
 
 
+def _references(settings: Settings, data: Path | None, references: Path | None) -> References:
+    """What free texts are compared with; empty if none are written."""
+    if not settings.text_tokens:
+        return References({}, None)
+    if references is not None:
+        return load_references(references, load_records(settings.dataset, data))
+    embedded = atlas.references()
+    return References(embedded, vectorizer(embedded))
+
+
 def _score(
-    model, tokenizer, settings: Settings, facts: list[Fact], clock: Counter, before=None
+    model, tokenizer, settings: Settings, references: References, facts, clock, before=None
 ) -> Scores:
     """The facts' scores now; `before` are those of the unedited model."""
     with _timed(clock, "evaluate"):
-        scores = evaluate(model, tokenizer, facts)
+        compat = settings.compat and settings.dataset == "zsre"
+        scores = evaluate(model, tokenizer, facts, compat=compat)
         if before is not None:
             scores = replace(scores, unchanged=unchanged(before, scores))
         if not settings.text_tokens:
             return scores
         texts = write_texts(model, tokenizer, facts, settings.text_tokens, settings.seed)
-        likeness = consistencies(facts, texts, atlas.references())
+        likeness = consistencies(facts, texts, *references)
         return replace(scores, fluency=fluencies(texts), consistency=likeness)
 
 

@@ -36,9 +36,10 @@ def facts_from_zsre(
     """One `Fact` per record of the ZsRE evaluation split.
 
     The target is `answers[0]`, as in the published evaluation (`alt` is not used). The only
-    neighbour is the unrelated question `loc`, and `true` is *its* answer `loc_ans`: token accuracy
-    then means what the paper's does, while comparing target and `true` on one prompt means nothing.
-    ZsRE names no relation, so the question stands in for it (the embedded records do name it).
+    neighbour is the unrelated question `loc`, to which a question mark is added as there, and
+    `true` is *its* answer `loc_ans`: token accuracy then means what the paper's does, while
+    comparing target and `true` on one prompt means nothing. ZsRE names no relation, so the
+    question stands in for it (the embedded records do name it).
     """
     return _convert(_zsre, records, source, skip_bad)
 
@@ -173,8 +174,13 @@ def _zsre(record: dict, number: int) -> Fact:
         relation=text(record, "relation_id") if "relation_id" in record else "",
         id=_id(record, number),
         paraphrases=(text(record, "rephrase"),),
-        neighbours=(text(record, "loc"),),
+        neighbours=(_asked(text(record, "loc")),),
     )
+
+
+def _asked(question: str) -> str:
+    """`question` with its mark, which ZsRE's unrelated questions lack."""
+    return question if question.endswith("?") else f"{question}?"
 
 
 def _slot(question: str, subject: str) -> str:

@@ -55,9 +55,17 @@ def check_out(path: str | None, settings: Settings) -> None:
     held = read_result(path)
     names = {name: held[name] for name in NAMES}
     wanted = {name: getattr(settings, name) for name in NAMES}
-    told = json.loads(json.dumps(asdict(config)))
-    if names != wanted or held["provenance"]["settings"] != told:
+    told, origin = json.loads(json.dumps(asdict(config))), held["provenance"]
+    same = origin.get("compat", False) == settings.compat and _same_file(origin, settings.data)
+    if names != wanted or origin["settings"] != told or not same:
         raise ResultError(f"{path} holds the result of other settings; name another file")
+
+
+def _same_file(origin: dict, data: str | None) -> bool:
+    """Whether the records may be those of the held result, which older ones do not say."""
+    if "data" not in origin or data == "public":
+        return origin.get("data", True) is not None
+    return (origin["data"] or {}).get("file") == (data and Path(data).name)
 
 
 def _parser() -> argparse.ArgumentParser:

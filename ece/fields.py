@@ -11,7 +11,7 @@ class Bad(Exception):
     """Field, reason and mend of a record; who reads the file adds its name and the number."""
 
 
-def value(record: dict, *keys: str):
+def value(record, *keys: str):
     """What is at a path of keys; `Bad` names the first key that is missing."""
     found = record
     for depth, key in enumerate(keys):
@@ -22,7 +22,7 @@ def value(record: dict, *keys: str):
     return found
 
 
-def text(record: dict, *keys: str) -> str:
+def text(record, *keys: str) -> str:
     """The text at a path of keys."""
     found = value(record, *keys)
     if not isinstance(found, str) or not found.strip():
@@ -30,7 +30,7 @@ def text(record: dict, *keys: str) -> str:
     return found.strip()
 
 
-def texts(record: dict, key: str, least: int = 0) -> tuple[str, ...]:
+def texts(record, key: str, least: int = 0) -> tuple[str, ...]:
     """The list of texts at `key`, of which there must be `least`."""
     found = value(record, key)
     if not isinstance(found, list) or len(found) < least:

@@ -82,7 +82,7 @@ def test_zsre_target_is_the_first_answer_and_the_neighbour_has_its_own():
     assert asked == [
         ("efficacy", ZSRE["src"], "Sleater-Kinney"),
         ("generalization", ZSRE["rephrase"], "Sleater-Kinney"),
-        ("specificity", ZSRE["loc"], "Billy Idol"),
+        ("specificity", ZSRE["loc"] + "?", "Billy Idol"),
     ]
 
 

@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     errors config model facts hooks naive walk upper stats keys score group loss values solve
-    state report files fields download storage edit reading generate metrics texts trace data
-    results flags kept baselines cell experiment grid measure stages bench plots
+    state report files fields download storage edit reading published generate metrics texts trace
+    references data results flags kept baselines cell experiment grid measure stages bench plots
 """.split()
 """Data flows one way: a module imports only modules that stand before it. Add new ones here."""
 ATLAS_MAY_IMPORT = {"errors", "config", "model", "facts"}
