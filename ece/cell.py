@@ -124,15 +124,7 @@ def run(
     """
     torch.set_float32_matmul_precision(settings.matmul)
     config = settings.configure()
-    files = {
-        "data": records_file(settings.dataset, settings.data, settings.sha256, progress),
-        "references": references_file(settings.references, progress),
-    }
-    sources = {name: source(path) for name, path in files.items()}
-    facts = load_facts(
-        settings.dataset, settings.facts, settings.seed, files["data"], settings.skip_bad
-    )
-    references = _references(settings, **files)
+    facts, references, sources = _inputs(settings, progress)
     model, tokenizer = loaded or _load(settings)
     clock = Counter()
     with _timed(clock, "statistics"):
@@ -157,6 +149,20 @@ def run(
     }
 
 
+def _inputs(settings: Settings, progress: Callable | None) -> tuple[list[Fact], References, dict]:
+    """Facts, what free texts are compared with (empty if none are written), files read."""
+    data = records_file(settings.dataset, settings.data, settings.sha256, progress)
+    path = references_file(settings.references, progress)
+    facts = load_facts(settings.dataset, settings.facts, settings.seed, data, settings.skip_bad)
+    if not settings.text_tokens:
+        references = References({}, None)
+    elif path is None:
+        references = References(texts := atlas.references(), vectorizer(texts))
+    else:
+        references = load_references(path, load_records(settings.dataset, data))
+    return facts, references, {"data": source(data), "references": source(path)}
+
+
 def _edit(model, tokenizer, facts, stats, settings, score, pre, clock, progress, work):
     """Write all batches; -> their scores at write, their reports. Times go to `clock`."""
     written: dict[int, tuple[Scores, dict]] = {}
@@ -178,16 +184,6 @@ def _edit(model, tokenizer, facts, stats, settings, score, pre, clock, progress,
     for _, seconds in parts:
         clock.update(seconds)
     return [scores for scores, _ in parts], reports
-
-
-def _references(settings: Settings, data: Path | None, references: Path | None) -> References:
-    """What free texts are compared with; empty if none are written."""
-    if not settings.text_tokens:
-        return References({}, None)
-    if references is not None:
-        return load_references(references, load_records(settings.dataset, data))
-    embedded = atlas.references()
-    return References(embedded, vectorizer(embedded))
 
 
 def _score(

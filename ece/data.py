@@ -93,7 +93,7 @@ def records_file(
     return Path(path)
 
 
-def load_records(dataset: str, path: str | Path | None) -> list[dict]:
+def load_records(dataset: str, path: str | Path | None) -> list:
     """The records of a file, or (None) those of the embedded world."""
     return atlas.records(dataset) if path is None else read_records(path)
 

@@ -41,7 +41,7 @@ def texts(record, key: str, least: int = 0) -> tuple[str, ...]:
     return tuple(item.strip() for item in found)
 
 
-def read_records(path: str | Path) -> list[dict]:
+def read_records(path: str | Path) -> list:
     """The records of a JSON file; `DataError` if it is not there or holds no list."""
     try:
         records = json.loads(Path(path).read_text(encoding="utf-8"))
