@@ -53,7 +53,7 @@ FILES = {
     "idf.npy": PublicFile(MEMIT, TEXTS),
     "tfidf_vocab.json": PublicFile(MEMIT, TEXTS),
 }
-"""The files by name. The snippets have about 900 MB, the others up to a few tens of MB."""
+"""The files by name. By far the largest are the snippets, about 900 MB."""
 
 
 def cache() -> Path:
