@@ -3,7 +3,7 @@
 # Options, where they make sense:  make book MODEL=gpt2-xl DEVICE=cuda DATA=path/to/data
 #   MODEL   model the chapters run on (an embedded one, a folder, or a hub name)
 #   DEVICE  where it runs (cpu, cuda, cuda:1, mps)
-#   DATA    file of CounterFact records, instead of the embedded ones
+#   DATA    file of CounterFact records, instead of the embedded ones; "public" fetches the full set
 #   CHAPTERS  beginnings of names, to run only these: CHAPTERS="03 05"
 #   JOBS    chapters run at the same time (2; 1 when DEVICE is given)
 #   VENV    the environment (.venv)
@@ -29,7 +29,7 @@ ifneq ($(DEVICE),)
 export ECE_DEVICE := $(DEVICE)
 endif
 ifneq ($(DATA),)
-export ECE_DATA := $(abspath $(DATA))
+export ECE_DATA := $(if $(filter public,$(DATA)),public,$(abspath $(DATA)))
 endif
 # Several processes share the cores: one thread each is faster than two that wait for each other.
 export OMP_NUM_THREADS ?= 1

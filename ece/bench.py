@@ -19,7 +19,6 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig
 
 from ece import atlas
-from ece.cell import DTYPES, MATMUL
 from ece.config import configure
 from ece.data import load_facts
 from ece.errors import ConfigError, EditError
@@ -27,6 +26,7 @@ from ece.facts import Fact
 from ece.measure import ceiling
 from ece.model import load
 from ece.results import provenance, write_result
+from ece.settings import DTYPES, MATMUL
 from ece.stages import STAGES, Bench, flatness, long_run, stage_row, sweep, throughput
 from ece.stats import second_moment
 

@@ -18,6 +18,10 @@ class ModelError(EditError):
     """A model lacks something the method needs, or is not the one meant."""
 
 
+class DataError(EditError):
+    """A record, a file or a request for facts that cannot be used."""
+
+
 class FactError(EditError):
     """A fact cannot be edited as it stands."""
 

@@ -18,12 +18,13 @@ from tqdm import tqdm
 
 from ece.baselines import BASELINES
 from ece.baselines.ft import GOALS
-from ece.cell import KNOWN, Settings, run
+from ece.cell import run
 from ece.config import CHOICES, Config
 from ece.errors import EditError
 from ece.flags import add_flags
 from ece.metrics import KINDS
 from ece.results import NAMES, TIMES, ResultError, read_result, write_result
+from ece.settings import KNOWN, Settings
 
 __all__ = ["Settings", "main", "read_result", "run"]
 
@@ -57,11 +58,20 @@ def check_out(path: str | None, settings: Settings) -> None:
     held = read_result(path)
     names = {name: held[name] for name in NAMES}
     wanted = {name: getattr(settings, name) for name in NAMES}
-    told, kept = json.loads(json.dumps(asdict(config))), dict(held["provenance"]["settings"])
+    told, origin = json.loads(json.dumps(asdict(config))), held["provenance"]
+    found = dict(origin["settings"])
     if settings.adaptive:  # the layers are found on the run
-        kept["layers"] = told["layers"]
-    if names != wanted or kept != told:
+        found["layers"] = told["layers"]
+    same = origin.get("compat", False) == settings.compat and _same_file(origin, settings.data)
+    if names != wanted or found != told or not same:
         raise ResultError(f"{path} holds the result of other settings; name another file")
+
+
+def _same_file(origin: dict, data: str | None) -> bool:
+    """Whether the records may be those of the held result, which older ones do not say."""
+    if "data" not in origin or data == "public":
+        return origin.get("data", True) is not None
+    return (origin["data"] or {}).get("file") == (data and Path(data).name)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,10 +20,11 @@ from statistics import mean
 
 from tqdm import tqdm
 
-from ece.cell import Settings, run
+from ece.cell import run
 from ece.errors import ConfigError, EditError
 from ece.experiment import check_out
 from ece.results import read_result, write_result
+from ece.settings import Settings
 
 AXES = {"models": "model", "methods": "method", "datasets": "dataset", "seeds": "seed"}
 """Lists in a table of the file, and the setting that each of them varies."""

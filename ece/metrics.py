@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ece.facts import Fact
+from ece.published import read_published
 from ece.reading import read
 
 KINDS = ("efficacy", "generalization", "specificity")
@@ -118,12 +119,21 @@ def _columns(scores: Scores) -> dict[str, np.ndarray]:
     return {name: column for name, column in found.items() if column is not None}
 
 
-def evaluate(model, tokenizer, facts: Sequence[Fact], batch_tokens: int = 4096) -> Scores:
-    """Score `facts` on `model` as it is now; batch_tokens as in `read`."""
+def evaluate(
+    model, tokenizer, facts: Sequence[Fact], batch_tokens: int = 4096, compat: bool = False
+) -> Scores:
+    """Score `facts` on `model` as it is now; batch_tokens as in `read`.
+
+    compat: ask as the published ZsRE evaluation does, with its slips (`ece.published`).
+    """
     asked = [(i, question) for i, fact in enumerate(facts) for question in questions(fact)]
-    wanted = [(question.prompt, question.wanted) for _, question in asked]
-    rivals = [(question.prompt, question.other) for _, question in asked if question.other]
-    answers = read(model, tokenizer, wanted + rivals, batch_tokens)
+    pairs = [(q, q.wanted) for _, q in asked] + [(q, q.other) for _, q in asked if q.other]
+    if compat:
+        told = [(q.prompt, answer, q.kind == "specificity") for q, answer in pairs]
+        answers = read_published(model, tokenizer, told, batch_tokens)
+    else:
+        told = [(q.prompt, answer) for q, answer in pairs]
+        answers = read(model, tokenizer, told, batch_tokens)
     nll, mine, rival = answers.nll, answers.nll[: len(asked)], np.full(len(asked), np.nan)
     rival[[bool(question.other) for _, question in asked]] = nll[len(asked) :]
     success = np.where(np.isnan(rival), np.nan, mine < rival)

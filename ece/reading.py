@@ -28,6 +28,18 @@ class Answers(NamedTuple):
     """The likeliest tokens in the answer's places, a tuple each."""
 
 
+class Asked(NamedTuple):
+    """An answer's tokens, and the row that predicts them from position `first` on."""
+
+    row: list[int]
+    first: int
+    answer: list[int]
+
+    @classmethod
+    def of(cls, prompt, answer):
+        return cls([*prompt, *answer[:-1]], len(prompt) - 1, list(answer))
+
+
 def read(model, tokenizer, pairs: Sequence[tuple[str, str]], batch_tokens: int = 4096) -> Answers:
     """How the model answers each prompt.
 
@@ -37,8 +49,20 @@ def read(model, tokenizer, pairs: Sequence[tuple[str, str]], batch_tokens: int =
     unique = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
     prompts = {prompt: encode(tokenizer, prompt) for prompt, _ in unique}
     answers = {answer: target_ids(tokenizer, answer) for _, answer in unique}
-    asked = [_Asked.of(prompts[prompt], answers[answer]) for prompt, answer in unique]
-    _check_lengths(model, list(unique), asked)
+    asked = [Asked.of(prompts[prompt], answers[answer]) for prompt, answer in unique]
+    nll, accuracy, said = read_rows(model, asked, list(unique), batch_tokens)
+    back = [unique[pair] for pair in pairs]
+    return Answers(nll[back], accuracy[back] == 1, accuracy[back], said[back])
+
+
+def read_rows(
+    model, asked: Sequence[Asked], names: Sequence[tuple[str, str]], batch_tokens: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """NLL per token, share of tokens that are the likeliest, and these, of each of `asked`.
+
+    names: the (prompt, answer) that each is called by if it is too long (`ValueError`).
+    """
+    _check_lengths(model, names, asked)
     hosts = _hosts([item.row for item in asked])
     guests: dict[int, list[int]] = {}
     for item, host in enumerate(hosts):
@@ -55,23 +79,10 @@ def read(model, tokenizer, pairs: Sequence[tuple[str, str]], batch_tokens: int =
         )
         for item, tokens in zip(index, told, strict=True):
             said[item] = tokens
-    back = [unique[pair] for pair in pairs]
-    return Answers(nll[back], accuracy[back] == 1, accuracy[back], said[back])
+    return nll, accuracy, said
 
 
-class _Asked(NamedTuple):
-    """An answer's tokens, and the row that predicts them from position `first` on."""
-
-    row: list[int]
-    first: int
-    answer: list[int]
-
-    @classmethod
-    def of(cls, prompt, answer):
-        return cls([*prompt, *answer[:-1]], len(prompt) - 1, list(answer))
-
-
-def _check_lengths(model, pairs, asked: list[_Asked]) -> None:
+def _check_lengths(model, pairs, asked: Sequence[Asked]) -> None:
     limit = getattr(model.config, "max_position_embeddings", None)
     for (prompt, answer), item in zip(pairs, asked, strict=True):
         if limit is not None and len(item.row) > limit:
@@ -96,7 +107,7 @@ def _hosts(rows: list[list[int]]) -> list[int]:
 
 
 @torch.inference_mode()
-def _forward(model, rows: list[list[int]], asked: list[tuple[int, _Asked]]):
+def _forward(model, rows: list[list[int]], asked: list[tuple[int, Asked]]):
     """NLL per token, share of arg-max tokens and these, of `asked` (row number, answer)."""
     ids, mask = (tensor.to(model.device) for tensor in pad(rows, "right"))
     at = [(row, item.first + k) for row, item in asked for k in range(len(item.answer))]

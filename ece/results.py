@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from ece.errors import EditError
+from ece.fields import checksum
 from ece.metrics import KINDS, Scores
 from ece.model import fingerprint
 from ece.report import Report
@@ -62,11 +64,14 @@ def rounded(rates: dict, names=None) -> dict:
     return {name: None if rate is None else round(rate, 4) for name, rate in chosen.items()}
 
 
-def provenance(command: str, config, model, tokens: int | None) -> dict:
+def provenance(
+    command: str, config, model, tokens: int | None, sources: Mapping[str, dict] | None = None
+) -> dict:
     """How a run came about, without times, so that equal runs give equal records.
 
     `config`: the method's numbers, a dataclass; `tokens` behind the second moments, None without.
     To be called before the first edit: the fingerprint is that of the model as loaded.
+    sources: what was read from files, "data" and "references", as by `source`; None: embedded.
     """
     return {
         "command": command,
@@ -79,7 +84,15 @@ def provenance(command: str, config, model, tokens: int | None) -> dict:
         "settings": json.loads(json.dumps(asdict(config))),
         "model_fingerprint": fingerprint(model),
         "statistics_tokens": tokens,
+        "data": None,
+        "references": None,
+        **(sources or {}),
     }
+
+
+def source(path: str | Path | None) -> dict | None:
+    """Name and SHA-256 of a file that a run has read; None if it has read none."""
+    return path and {"file": Path(path).name, "sha256": checksum(path)}
 
 
 def commit(folder: Path = Path(__file__).parent) -> str:

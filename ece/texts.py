@@ -49,15 +49,23 @@ def fluencies(texts: Sequence[Sequence[str]]) -> Float[np.ndarray, " fact"]:
     return np.array([np.mean([fluency(t) for t in own]) if own else np.nan for own in texts])
 
 
+def vectorizer(references: Mapping[tuple, str]) -> TfidfVectorizer | None:
+    """TF-IDF with the vocabulary and the weights of all references; None if there are none."""
+    return TfidfVectorizer().fit(list(references.values())) if references else None
+
+
 def consistencies(
-    facts: Sequence[Fact], texts: Sequence[Sequence[str]], references: Mapping[tuple, str]
+    facts: Sequence[Fact],
+    texts: Sequence[Sequence[str]],
+    references: Mapping[tuple, str],
+    vectors: TfidfVectorizer | None = None,
 ) -> Float[np.ndarray, " fact"]:
     """Per fact, the similarity (0 to 1) of its texts, as one, to the reference text.
 
     references: (relation, target) -> text about subjects of which the new object is true. A fact
-    without one is nan. The vocabulary and its weights are those of all references.
+    without one is nan. vectors: as by `vectorizer`, which is called where None is given.
     """
-    vectors = TfidfVectorizer().fit(list(references.values())) if references else None
+    vectors = vectors or vectorizer(references)
     result = np.full(len(facts), np.nan)
     for i, (fact, own) in enumerate(zip(facts, texts, strict=True)):
         text = references.get((fact.relation, fact.target))

@@ -63,11 +63,11 @@ def tokenizers():
     return made
 
 
-def build(family: str, seed: int = 0):
+def build(family: str, seed: int = 0, vocab: int = 320, room: int = 128):
     """A fresh random model: width 32, four blocks. Same seed, same bits."""
     torch.manual_seed(seed)
-    shared = dict(vocab_size=320, initializer_range=0.15)
-    old = dict(n_embd=32, n_layer=4, n_head=2, n_positions=128)
+    shared = dict(vocab_size=vocab, initializer_range=0.15)
+    old = dict(n_embd=32, n_layer=4, n_head=2, n_positions=room)
     if family == "gpt2":
         model = GPT2LMHeadModel(GPT2Config(**shared, **old))
     elif family == "gptj":
@@ -81,7 +81,7 @@ def build(family: str, seed: int = 0):
                 num_hidden_layers=4,
                 num_attention_heads=4,
                 num_key_value_heads=2,
-                max_position_embeddings=128,
+                max_position_embeddings=room,
             )
         )
     return model.eval().requires_grad_(False)

@@ -1,24 +1,27 @@
 """The experiment: one line of JSON, equal runs give equal results, errors name the flag."""
 
+import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from conftest import CITIES, SUBJECTS, TEXTS, build
-from ece import cell
+from ece import asking
 from ece.baselines import BASELINES
-from ece.cell import Settings, run
+from ece.cell import run
 from ece.config import METHODS, Config, configure
 from ece.data import load_facts
-from ece.errors import ConfigError
+from ece.errors import ConfigError, DataError
 from ece.experiment import main
 from ece.flags import field_docs
 from ece.metrics import KINDS, evaluate, harmonic
 from ece.results import ResultError, commit, read_result, write_result
+from ece.settings import Settings
 
 FAST = {"layers": (0, 1), "lam": 20.0, "steps": 3, "own_steps": 1, "clusters": 2, "contexts": 1}
 
@@ -343,6 +346,70 @@ def test_free_texts_are_measured_when_asked_for(tokenizers, settings):
     assert "fluency" not in run(settings, (build("gpt2"), tokenizers["gpt2"]))["after"]
 
 
+def test_the_files_that_were_read_are_told_by_checksum(tokenizers, settings, tmp_path):
+    loaded = build("gpt2"), tokenizers["gpt2"]
+    total = hashlib.sha256(Path(settings.data).read_bytes()).hexdigest()
+    checked = replace(settings, sha256=total, facts=1)
+    origin = run(checked, loaded)["provenance"]
+    assert origin["data"] == {"file": "records.json", "sha256": total}
+    assert origin["references"] is None and not origin["compat"]
+    assert f"--sha256 {total}" in origin["command"]
+    with pytest.raises(DataError, match="its SHA-256 is"):
+        run(replace(checked, sha256="0" * 64), loaded)
+
+
+def test_consistency_is_taken_against_a_file_of_references(tokenizers, settings, tmp_path):
+    records = json.loads(Path(settings.data).read_text())
+    for i, record in enumerate(records):
+        record["requested_rewrite"]["target_new"]["id"] = f"Q{i}"
+        record["generation_prompts"] = ["Mira Velan lives"]
+    data, path = tmp_path / "with_ids.json", tmp_path / "snippets.json"
+    data.write_text(json.dumps(records))
+    texts = [
+        {"relation_id": "P1", "target_id": f"Q{i}", "samples": [{"text": "Mira Velan lives"}]}
+        for i in range(len(records))
+    ]
+    path.write_text(json.dumps(texts))
+    chosen = replace(
+        settings, data=str(data), references=str(path), text_tokens=12, facts=2, batch=2
+    )
+    result = run(chosen, (build("gpt2"), tokenizers["gpt2"]))
+    assert 0 < result["after"]["consistency"] <= 100
+    assert result["provenance"]["references"]["file"] == "snippets.json"
+    with pytest.raises(ConfigError, match="setting 'references' needs free texts"):
+        replace(chosen, text_tokens=0)
+
+
+def test_compat_changes_what_is_asked_of_zsre_alone(tokenizers, tmp_path, settings):
+    records = [
+        {
+            "subject": subject,
+            "src": f"Where does {subject} live?",
+            "rephrase": f"What is the home of {subject}?",
+            "answers": [CITIES[i]],
+            "loc": "nq question: where is it cold",
+            "loc_ans": "Oslo",
+        }
+        for i, subject in enumerate(SUBJECTS[:3])
+    ]
+    path = tmp_path / "zsre.json"
+    path.write_text(json.dumps(records))
+    loaded = build("llama"), tokenizers["llama"]
+    chosen = replace(settings, data=str(path), dataset="zsre", facts=2, batch=2)
+    for compat in (False, True):
+        result = run(replace(chosen, compat=compat), (build("llama"), tokenizers["llama"]))
+        facts = load_facts("zsre", 2, 0, path)
+        pre = evaluate(*loaded, facts, compat=compat).summary("accuracy")
+        assert result["pre"]["specificity"] == pytest.approx(pre["specificity"], abs=1e-4)
+        assert ("--compat" in result["provenance"]["command"]) is compat
+        assert result["provenance"]["compat"] is compat
+    same = replace(settings, facts=1)
+    plain, compat = (
+        run(replace(same, compat=c), (build("llama"), tokenizers["llama"])) for c in (False, True)
+    )
+    assert plain["after"] == compat["after"]
+
+
 @pytest.mark.parametrize("calls", [1, 2, 3])
 def test_a_killed_run_goes_on_to_the_same_result(
     tokenizers, settings, tmp_path, monkeypatch, calls
@@ -350,15 +417,15 @@ def test_a_killed_run_goes_on_to_the_same_result(
     """Killed while a batch is measured, before or after its state is on disk."""
     chosen = Settings(**{**vars(settings), "batch": 2})
     whole = run(chosen, (build("gpt2"), tokenizers["gpt2"]))
-    real, seen = cell.evaluate, []
+    real, seen = asking.evaluate, []
 
-    def deadly(*arguments):
+    def deadly(*arguments, **named):
         seen.append(1)
         if len(seen) == calls + 1:  # the first is before any edit
             raise Killed
-        return real(*arguments)
+        return real(*arguments, **named)
 
-    monkeypatch.setattr(cell, "evaluate", deadly)
+    monkeypatch.setattr(asking, "evaluate", deadly)
     with pytest.raises(Killed):
         run(chosen, (build("gpt2"), tokenizers["gpt2"]), work=tmp_path)
     monkeypatch.undo()
@@ -375,5 +442,11 @@ def test_a_result_of_other_settings_is_not_overwritten(settings, folder, tmp_pat
     with pytest.raises(SystemExit):
         main([*words, "--lam", "21"])
     assert "holds the result of other settings" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--compat"])
+    other = Path(settings.data).with_name("others.json")
+    other.write_text(Path(settings.data).read_text())
+    with pytest.raises(SystemExit):
+        main([*words, "--data", str(other)])
     assert path.read_text() == held
     assert main(words) == 0  # the same settings may run again

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from ece import grid
-from ece.cell import Settings
 from ece.errors import ConfigError
 from ece.grid import cells, main, name_of
+from ece.settings import Settings
 
 FILE = """
 [one]

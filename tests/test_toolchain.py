@@ -93,11 +93,13 @@ def test_options_reach_the_chapters():
     assert "ECE_MODEL=some/model\n" in given and "ECE_DEVICE=mps\n" in given
     assert f"ECE_DATA={ROOT}/facts.json\n" in given
     assert "RUN=_build/run/some--model\n" in given
+    assert "ECE_DATA=public\n" in make(*show, "DATA=public")
 
 
 def test_tests_see_no_options(monkeypatch):
     code = "import conftest, os; print([n for n in os.environ if n.startswith('ECE_')])"
     monkeypatch.setenv("ECE_MODEL", "another")
+    monkeypatch.delenv("ECE_REAL_DATA", raising=False)  # the one that tests do see
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout == "[]\n", run.stderr
 

@@ -1,0 +1,83 @@
+"""What a run asks of a model, and of which files: facts, reference texts, scores."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+
+from ece import atlas
+from ece.data import load_facts, load_records, records_file
+from ece.facts import Fact
+from ece.metrics import Scores, evaluate, unchanged
+from ece.references import References, load_references, references_file
+from ece.results import source
+from ece.settings import Settings
+from ece.texts import consistencies, fluencies, vectorizer
+from ece.texts import written as write_texts
+
+
+def inputs(settings: Settings, progress: Callable | None) -> tuple[list[Fact], References, dict]:
+    """Facts, what free texts are compared with (empty if none are written), files read."""
+    data = records_file(settings.dataset, settings.data, settings.sha256, progress)
+    path = references_file(settings.references, progress)
+    facts = load_facts(settings.dataset, settings.facts, settings.seed, data, settings.skip_bad)
+    if not settings.text_tokens:
+        references = References({}, None)
+    elif path is None:
+        references = References(texts := atlas.references(), vectorizer(texts))
+    else:
+        references = load_references(path, load_records(settings.dataset, data))
+    return facts, references, {"data": source(data), "references": source(path)}
+
+
+def facts_of(settings: Settings) -> list[Fact]:
+    """All facts of the data set; those that the run edits come first."""
+    return load_facts(settings.dataset, None, settings.seed, settings.data, settings.skip_bad)
+
+
+def score(
+    tokenizer,
+    settings: Settings,
+    references: References,
+    model,
+    facts: list[Fact],
+    clock: Counter,
+    before: Scores | None = None,
+    texts: bool = True,
+) -> Scores:
+    """The facts' scores now; `before` are those of the unedited model."""
+    with timed(clock, "evaluate"):
+        compat = settings.compat and settings.dataset == "zsre"
+        scores = evaluate(model, tokenizer, facts, compat=compat)
+        if before is not None:
+            scores = replace(scores, unchanged=unchanged(before, scores))
+        if not settings.text_tokens or not texts:
+            return scores
+        return _with_texts(scores, model, tokenizer, settings, references, facts, before)
+
+
+def _with_texts(scores, model, tokenizer, settings, references, facts, before) -> Scores:
+    """Scores with fluency and consistency of the facts that free texts are written about."""
+    wanted = np.full(len(facts), True)
+    if before is not None:
+        wanted = ~np.isnan(before.fluency)
+    elif settings.text_facts:
+        wanted = np.arange(len(facts)) < settings.text_facts
+    some = [fact for fact, said in zip(facts, wanted, strict=True) if said]
+    columns = {name: np.full(len(facts), np.nan) for name in ("fluency", "consistency")}
+    if some:
+        texts = write_texts(model, tokenizer, some, settings.text_tokens, settings.seed)
+        columns["fluency"][wanted] = fluencies(texts)
+        columns["consistency"][wanted] = consistencies(some, texts, *references)
+    return replace(scores, **columns)
+
+
+@contextmanager
+def timed(clock: Counter, name: str) -> Iterator[None]:
+    """Add the seconds that the block takes to `clock[name]`."""
+    began = time.perf_counter()
+    yield
+    clock[name] += time.perf_counter() - began
