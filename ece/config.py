@@ -150,11 +150,13 @@ METHODS: dict[str, dict] = {
 MEMIT stops a fact's descent at an NLL of 0.05, as its published code does, and so do ROME and
 the peers made from MEMIT: AlphaEdit, BLUE's two layers, RECT, PRUNE."""
 
+_ATLAS_NAMES = ("atlas-gpt2", "atlas-gptj", "atlas-llama")
 OWN: dict[str, dict[str, dict]] = {
+    "alphaedit": {name: dict(null=0.1, lam=3.0) for name in _ATLAS_NAMES},
+    "rect": {name: dict(keep=0.8) for name in _ATLAS_NAMES},
+    "prune": {name: dict(restrain=1.05) for name in _ATLAS_NAMES},
     "rome": {
-        "atlas-gpt2": dict(layers=(2,)),
-        "atlas-gptj": dict(layers=(2,)),
-        "atlas-llama": dict(layers=(2,)),
+        **{name: dict(layers=(2,)) for name in _ATLAS_NAMES},
         "gpt2-xl": dict(layers=(17,), clamp=4.0),
         "gpt-j-6b": dict(layers=(5,), steps=20, clamp=4.0),
         "llama-3-8b": dict(layers=(5,), lr=0.5, clamp=4.0),

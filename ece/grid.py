@@ -5,7 +5,8 @@
     python -m ece.grid book/grid.toml
 
 Each table of the file names lists of models, methods, datasets and seeds, and single values of
-other settings; its cells are all combinations. A cell that has its result is not run again.
+other settings, or under `vary` lists of them; its cells are all combinations. A cell that has its
+result is not run again.
 """
 
 import argparse
@@ -58,11 +59,14 @@ def cells(path: str | Path, only: Iterable[str] | None = None) -> dict[str, Sett
 
 
 def _combinations(entry: dict) -> Iterator[Settings]:
-    single = {name: value for name, value in entry.items() if name not in AXES}
-    single = {n: tuple(v) if isinstance(v, list) else v for n, v in single.items()}
-    own = {name: single.pop(name) for name in list(single) if name in _NAMES}
-    for values in product(*(entry[axis] for axis in AXES)):
-        yield Settings(**dict(zip(AXES.values(), values, strict=True)), **own, config=single)
+    vary = entry.get("vary", {})
+    single = {name: value for name, value in entry.items() if name not in (*AXES, "vary")}
+    lists = [*(entry[axis] for axis in AXES), *vary.values()]
+    for values in product(*lists):
+        told = {**single, **dict(zip((*AXES.values(), *vary), values, strict=True))}
+        told = {n: tuple(v) if isinstance(v, list) else v for n, v in told.items()}
+        own = {name: told.pop(name) for name in list(told) if name in _NAMES}
+        yield Settings(**own, config=told)
 
 
 _NAMES = {field.name for field in fields(Settings)}

@@ -37,6 +37,26 @@ def test_cells_are_all_combinations(file):
     assert all(name == name_of(settings) for name, settings in found.items())
 
 
+def test_other_settings_can_vary_too(file):
+    file.write_text(FILE + "[one.vary]\nbatch = [1, 2]\nlayers = [[0], [0, 1]]\n")
+    found = cells(file)
+    assert len(found) == 16
+    assert {(s.batch, s.config["layers"]) for s in found.values()} == {
+        (batch, layers) for batch in (1, 2) for layers in ((0,), (0, 1))
+    }
+    assert all(settings.config["lam"] == 20.0 for settings in found.values())
+
+
+def test_tables_can_be_asked_for_by_name(file, tmp_path):
+    file.write_text(FILE + FILE.replace("[one]", "[two]").replace("[0, 1]", "[7]"))
+    assert {settings.seed for settings in cells(file, ["two"]).values()} == {7}
+    with pytest.raises(ConfigError, match="has no table 'three'; known: one, two"):
+        cells(file, ["three"])
+    found, missing = grid.results(file, "two", tmp_path)
+    assert found == [] and len(missing) == 2
+    assert all("python -m ece.experiment" in command for command in missing.values())
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

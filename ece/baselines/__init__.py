@@ -16,16 +16,23 @@ BASELINES: dict[str, Baseline] = {
 }
 """Name -> baseline."""
 
+_ATLAS = ("atlas-gpt2", "atlas-gptj", "atlas-llama")
 PRESETS: dict[str, dict[str, dict]] = {
     "ft-l": {
+        **{name: dict(layers=(2,), lr=1e-2, ball=0.1) for name in _ATLAS},
         "gpt2-xl": dict(layers=(0,)),
         "gpt-j-6b": dict(layers=(21,), ball=5e-5),
         "llama-3-8b": dict(layers=(21,), ball=5e-5),
     },
-    "ft-w": {"gpt2-xl": dict(layers=(0,)), "gpt-j-6b": dict(layers=(21,))}
-    | {"llama-3-8b": dict(layers=(21,))},
-    "ft-m": {"gpt2-xl": dict(layers=(0,)), "gpt-j-6b": dict(layers=(21,))}
-    | {"llama-3-8b": dict(layers=(21,))},
+    **{
+        name: {
+            **{model: dict(layers=(2,), lr=1e-2) for model in _ATLAS},
+            "gpt2-xl": dict(layers=(0,)),
+            "gpt-j-6b": dict(layers=(21,)),
+            "llama-3-8b": dict(layers=(21,)),
+        }
+        for name in ("ft-w", "ft-m")
+    },
 }
 """Method -> model -> its numbers, where the defaults are not right."""
 
