@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 import sys
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from functools import partial
 from pathlib import Path
 
@@ -59,7 +59,9 @@ def check_out(path: str | None, settings: Settings) -> None:
     names = {name: held[name] for name in NAMES}
     wanted = {name: getattr(settings, name) for name in NAMES}
     told, origin = json.loads(json.dumps(asdict(config))), held["provenance"]
-    found = dict(origin["settings"])
+    # A file written before a number was there had its default.
+    defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
+    found = {**json.loads(json.dumps(defaults)), **origin["settings"]}
     if settings.adaptive:  # the layers are found on the run
         found["layers"] = told["layers"]
     same = origin.get("compat", False) == settings.compat and _same_file(origin, settings.data)

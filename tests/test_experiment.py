@@ -450,3 +450,7 @@ def test_a_result_of_other_settings_is_not_overwritten(settings, folder, tmp_pat
         main([*words, "--data", str(other)])
     assert path.read_text() == held
     assert main(words) == 0  # the same settings may run again
+    older = json.loads(path.read_text())
+    del older["provenance"]["settings"]["restrain"]  # a file from before this number was there
+    path.write_text(json.dumps(older))
+    assert main(words) == 0
