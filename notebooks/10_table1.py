@@ -118,7 +118,8 @@ def table(model):
             else "u" if which == top[j - 1][1] else "")
 
     before = [tables.pooled(
-        cells.get((model, d, methods[0]), []), n, "pre") for d, n in COLUMNS]
+        cells.get((model, d, methods[0]), []), n, "pre")
+        for d, n in COLUMNS]
     head = ["method", *(f"{n[:4]}." for _, n in COLUMNS[:6]),
             *(f"ZsRE {n[:4]}." for _, n in COLUMNS[6:])]
     lines = [["pre-edit", *before], *([m, *rows[m]] for m in methods)]
@@ -202,7 +203,8 @@ def scores(model, method, data="counterfact"):
 
 def differences(model, one, other, data="counterfact"):
     mine, theirs = (scores(model, m, data) for m in (one, other))
-    return [mine[s] - theirs[s] for s in sorted(mine.keys() & theirs.keys())]
+    both = sorted(mine.keys() & theirs.keys())
+    return [mine[s] - theirs[s] for s in both]
 
 
 for model in models:
@@ -237,8 +239,10 @@ def mean_score(model, method):
 
 
 def verdict(model, ours, others):
-    known = {m: x for m in others if (x := mean_score(model, m)) is not None}
-    mine = {m: x for m in ours if (x := mean_score(model, m)) is not None}
+    known = {m: x for m in others
+             if (x := mean_score(model, m)) is not None}
+    mine = {m: x for m in ours
+            if (x := mean_score(model, m)) is not None}
     if not known or not mine:
         return "not run here"
     one, other = max(mine, key=mine.get), max(known, key=known.get)
