@@ -14,7 +14,9 @@ from matplotlib.axes import Axes
 
 BLUE, SKY, GREEN, ORANGE = "#0072B2", "#56B4E9", "#009E73", "#E69F00"
 RED, PINK, YELLOW, BLACK, GREY = "#D55E00", "#CC79A7", "#B8A800", "#000000", "#7F7F7F"
-INDIGO, WINE = "#332288", "#882255"  # of Tol's palette
+INDIGO, WINE, PURPLE = "#332288", "#882255", "#AA4499"  # Tol's muted palette, to the end
+TEAL, SAND, OLIVE, BRICK, STEEL = "#44AA99", "#DDCC77", "#999933", "#661100", "#6699CC"
+ROSE = "#CC6677"
 COLOURS = MappingProxyType(
     {
         "ece-as": ORANGE,
@@ -26,6 +28,13 @@ COLOURS = MappingProxyType(
         "alphaedit": YELLOW,
         "blue": INDIGO,
         "rect": WINE,
+        "prune": ROSE,
+        "rome": PURPLE,
+        "mend": TEAL,
+        "serac": STEEL,
+        "ft-l": SAND,
+        "ft-w": OLIVE,
+        "ft-m": BRICK,
         "paper": BLACK,
         "pre": GREY,
     }
