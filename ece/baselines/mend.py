@@ -43,14 +43,15 @@ class Mend:
     """Blocks whose down-projections are edited; None: the model's last three."""
     rank: int = 256
     """Rank of the network's layers, >= 1."""
-    steps: int = 800
+    steps: int = 1600
     """Training steps, >= 0; with 0 the network passes normalised gradients on."""
     lr: float = 1e-3
     """Learning rate of Adam in training, > 0; it falls to 0 as a cosine."""
-    edit_lr: float = 1e-4
+    edit_lr: float = 3e-3
     """Where the learned step sizes of edits start, > 0, per unit of normalised gradient."""
-    edit_weight: float = 0.1
-    """Weight of the edit loss in training, >= 0; locality has weight 1."""
+    edit_weight: float = 1.0
+    """$c_e$, >= 0: weight of the edit loss in training; locality has weight 1. The paper's 0.1
+    leaves every third edit of the embedded models undone after `steps`."""
     most: int = 8
     """Edits at once in a training step: 1 to `most`, drawn."""
     near: int = 2

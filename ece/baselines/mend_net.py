@@ -170,16 +170,19 @@ def transform(net: Weights, site: Site, pair: Factors) -> Factors:
 
     The second layer has no rectifier, so that entries may shrink and change sign too.
     """
-    shared = {name: net[f"{_shape(site)}.{name}"] for name in ("in1", "out1", "in2", "out2")}
+    own, shared = _parts(net, str(site.layer)), _parts(net, _shape(site))
     z = torch.cat(normalised(net, site.layer, pair), 1)
-    scale1, offset1, scale2, offset2 = (
-        net[f"{site.layer}.{name}"] for name in ("scale1", "offset1", "scale2", "offset2")
-    )
-    inner = z @ shared["in1"].T @ shared["out1"].T + net[f"{_shape(site)}.bias"]
+    inner = z @ shared["in1"].T @ shared["out1"].T + shared["bias"]
     # At 0, where training starts, clamp passes gradients on and relu does not.
-    h = z + (scale1 * inner + offset1).clamp(min=0)
-    g = h + scale2 * (h @ shared["in2"].T @ shared["out2"].T) + offset2
-    return Factors(*g.split(list(pair.u.shape[1:]) + list(pair.delta.shape[1:]), 1))
+    h = z + (own["scale1"] * inner + own["offset1"]).clamp(min=0)
+    g = h + own["scale2"] * (h @ shared["in2"].T @ shared["out2"].T) + own["offset2"]
+    return Factors(*g.split([pair.u.shape[1], pair.delta.shape[1]], 1))
+
+
+def _parts(net: Weights, owner: str) -> Weights:
+    """What belongs to one layer or one shape, by its short name."""
+    first = f"{owner}."
+    return {key.removeprefix(first): v for key, v in net.items() if key.startswith(first)}
 
 
 def edited(
