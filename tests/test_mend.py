@@ -229,7 +229,7 @@ def test_what_cannot_be_used_is_refused(task, lives, facts):
     sites(task.model)[2].weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="not finite"):
         edit(ready, facts)
-    for wrong in (dict(rank=0), dict(lr=0.0), dict(far=0), dict(seed=-1)):
+    for wrong in (dict(rank=0), dict(lr=0.0), dict(far=0), dict(seed=-1), dict(layers=())):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             Mend(**wrong)
 

@@ -2,7 +2,7 @@
 
 The gradient of a loss with respect to a projection's weight is a sum over tokens of
 $\\delta u^T$, with $u$ the projection's input and $\\delta$ the gradient at its output. The
-network sees and returns these two vectors and never a whole matrix (Mitchell et al. 2022, 3.2).
+network sees and returns these two vectors and never a whole matrix (Mitchell et al. 2022).
 """
 
 from collections.abc import Mapping
@@ -122,7 +122,7 @@ def new_net(places: list[Site], rank: int, rate: float, seed: int, device) -> We
     """A network that returns its input, and learning rates `rate`; float32 on `device`.
 
     `{shape}.in1` ... are shared by all layers of one shape; `{layer}.scale1` ... are a
-    layer's own (section 3.2).
+    layer's own.
     """
     draw, net = torch.Generator().manual_seed(seed), {}
     for site in places:
@@ -166,9 +166,10 @@ def normalised(net: Weights, layer: int, pair: Factors) -> Factors:
 
 
 def transform(net: Weights, site: Site, pair: Factors) -> Factors:
-    """Eq 3 of MEND: two low-rank residual layers on normalised factors.
+    """MEND's editor: two low-rank residual layers on normalised factors.
 
-    The second layer has no rectifier, so that entries may shrink and change sign too.
+    The second layer has no rectifier, so that entries may shrink and change sign too. Both
+    are the identity where training starts.
     """
     own, shared = _parts(net, str(site.layer)), _parts(net, _shape(site))
     z = torch.cat(normalised(net, site.layer, pair), 1)
@@ -188,7 +189,7 @@ def _parts(net: Weights, owner: str) -> Weights:
 def edited(
     net: Weights, places: list[Site], found: Mapping[int, Factors], names: Mapping[int, str]
 ) -> Weights:
-    r"""New values of the sites' weights: $W - \alpha \sum_t \tilde\delta_t \tilde u_t^T$ (Eq 2).
+    r"""New values of the sites' weights: $W - \alpha \sum_t \tilde\delta_t \tilde u_t^T$.
 
     names: parameter name per layer. Values have the parameter's orientation, dtype and device
     and are differentiable with respect to `net`.
