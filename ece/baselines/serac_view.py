@@ -1,5 +1,7 @@
 """What SERAC lets be asked: base model, memory, scope classifier and counterfactual model."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
@@ -11,13 +13,25 @@ from ece.baselines.base import Task, Weights
 from ece.facts import Fact, encode, pad
 
 
+class Span(NamedTuple):
+    """Adjacent tokens of a row whose logits are kept, and are one model's."""
+
+    row: int
+    first: int
+    end: int
+    """The token after the last."""
+    judged: int
+    """How many of the row's tokens decide about scope."""
+
+
 class View(nn.Module):
     """Stands in for the base model, whose weights it leaves alone.
 
-    Each row is compared with every edit. Where the likeliest edit passes the threshold, the
+    Each text is compared with every edit. Where the likeliest edit passes the threshold, the
     counterfactual model reads that edit and the row and answers; elsewhere the base model does,
-    as if there were no memory. A row is judged by its tokens up to the first whose logits are
-    kept: this is the question, so all answers that are scored for it are routed alike.
+    as if there were no memory. Where a mask says whose logits to keep, each run of such tokens is
+    an answer and the tokens up to its first the question that is judged: all answers scored for a
+    question are routed alike, and a row may hold a question that another one goes on from.
     """
 
     def __init__(self, task: Task, facts: list[Fact]):
@@ -62,50 +76,52 @@ class View(nn.Module):
         last tokens, 0 keeps all. Nothing is cached.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        mask, whole = mask.bool(), isinstance(logits_to_keep, int)
-        keep = torch.zeros_like(mask) if whole else logits_to_keep
-        if whole:
+        keep, whole = logits_to_keep, isinstance(logits_to_keep, int)
+        if isinstance(keep, int):
+            keep = torch.zeros_like(mask, dtype=torch.bool)
             keep[:, -logits_to_keep:] = True
-        ends = mask.sum(1) if whole else keep.int().argmax(1) + 1
-        rows = [row[:end] for row, end in zip(input_ids.tolist(), ends.tolist(), strict=True)]
-        entry = self.route(rows)
-        if (entry < 0).all():
+        spans = _spans(keep, mask.sum(1) if whole else None)
+        rows = input_ids.tolist()
+        edits = self.route([rows[span.row][: span.judged] for span in spans]).tolist()
+        if max(edits) < 0:
             return self.base(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 use_cache=False,
                 logits_to_keep=logits_to_keep,
             )
-        logits = self._logits(input_ids, mask, keep, entry)
+        logits = self._logits(input_ids, mask, keep, spans, edits)
         return CausalLMOutput(logits=logits.unflatten(0, (len(keep), -1)) if whole else logits)
 
-    def _logits(self, ids, mask, keep, entry) -> Tensor:
-        """Logits at the kept tokens, of the base model or of the counterfactual one by row."""
-        inside = entry >= 0
-        owner = inside[keep.nonzero()[:, 0]]
-        said = self._answers(ids[inside], mask[inside], keep[inside], entry[inside])
-        logits = said.new_empty(len(owner), said.shape[-1])
-        logits[owner] = said
-        if not inside.all():
-            logits[~owner] = self.base(
-                input_ids=ids[~inside],
-                attention_mask=mask[~inside],
+    def _logits(self, ids, mask, keep, spans: list[Span], edits: list[int]) -> Tensor:
+        """Logits at the kept tokens: of the counterfactual model in spans that ask for an edit."""
+        inside = torch.zeros_like(keep)
+        asked = [(span, edit) for span, edit in zip(spans, edits, strict=True) if edit >= 0]
+        for span, _ in asked:
+            inside[span.row, span.first : span.end] = True
+        said = self._answers(ids.tolist(), asked)
+        logits = said.new_empty(int(keep.sum()), said.shape[-1])
+        logits[inside[keep]] = said
+        outside = keep & ~inside
+        rows = outside.any(1)
+        if rows.any():
+            logits[outside[keep]] = self.base(
+                input_ids=ids[rows],
+                attention_mask=mask[rows],
                 use_cache=False,
-                logits_to_keep=keep[~inside],
+                logits_to_keep=outside[rows],
             ).logits.to(said)
         return logits
 
-    def _answers(self, ids, mask, keep, entry) -> Tensor:
-        """Logits of the counterfactual model at the kept tokens, each row after its edit."""
-        edits = [self.entries[i] for i in entry.tolist()]
-        rows = [[*edit, *row] for edit, row in zip(edits, ids.tolist(), strict=True)]
-        both, there = (tensor.to(ids.device) for tensor in pad(rows))
-        kept = torch.zeros_like(there)
-        for i, edit in enumerate(edits):
-            kept[i, len(edit) : len(rows[i])] = keep[i]
-            there[i, len(edit) : len(rows[i])] = mask[i]
+    def _answers(self, rows: list[list[int]], asked: list[tuple[Span, int]]) -> Tensor:
+        """Logits of the counterfactual model in these spans, each after the edit it asks for."""
+        told = [[*self.entries[edit], *rows[span.row][: span.end]] for span, edit in asked]
+        ids, mask = (tensor.to(self.device) for tensor in pad(told))
+        keep = torch.zeros_like(mask)
+        for i, (row, (span, _)) in enumerate(zip(told, asked, strict=True)):
+            keep[i, len(row) - (span.end - span.first) : len(row)] = True
         return self.answerer(
-            input_ids=both, attention_mask=there, use_cache=False, logits_to_keep=kept
+            input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep
         ).logits
 
     @torch.no_grad()
@@ -132,6 +148,23 @@ class View(nn.Module):
         with torch.random.fork_rng([] if ids.device.type == "cpu" else [ids.device]):
             out = self.answerer.generate(ids, attention_mask=mask, max_new_tokens=count, **options)
         return out[:, ids.shape[1] :]
+
+
+def _spans(keep: Bool[Tensor, "row token"], ends: Tensor | None) -> list[Span]:
+    """Runs of adjacent kept tokens, in reading order, judged by what ends at their first token.
+
+    With `ends` (tokens per row) each row is one span, judged as a whole.
+    """
+    before = keep.roll(1, 1)
+    before[:, 0] = False
+    after = keep.roll(-1, 1)
+    after[:, -1] = False
+    starts, lasts = (keep & ~before).nonzero().tolist(), (keep & ~after).nonzero().tolist()
+    found = []
+    for (row, first), (_, last) in zip(starts, lasts, strict=True):
+        judged = first + 1 if ends is None else int(ends[row])
+        found.append(Span(row, first, last + 1, judged))
+    return found
 
 
 def part(weights: Weights, name: str) -> Weights:
