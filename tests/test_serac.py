@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,9 +16,10 @@ from ece.flags import field_docs
 from ece.generate import generate
 from ece.metrics import evaluate
 from ece.model import fingerprint
+from ece.reading import read
 
 NUMBERS = Serac(
-    scope_steps=100, scope_lr=1e-2, steps=120, width=64, batch=6, lr=3e-3, text=0.01, heads=2
+    scope_steps=60, scope_lr=1e-2, steps=80, width=64, batch=6, lr=3e-3, text=0.01, heads=2
 )
 
 
@@ -111,6 +113,18 @@ def test_evaluate_sees_the_edits_and_untouched_neighbours(task, facts):
     )
 
 
+def test_a_question_that_another_goes_on_from_is_judged_by_itself(task, facts):
+    """`read` runs both as one row, in which one may be in scope and the other not."""
+    seen, pairs = view(task, facts), [("Mira Velan", "baker"), (facts[0].text, "night watchman")]
+    routes = seen.route([encode(task.tokenizer, prompt) for prompt, _ in pairs])
+    assert routes[1] == 0
+    together = read(seen, task.tokenizer, pairs).nll
+    apart = [read(seen, task.tokenizer, [pair]).nll[0] for pair in pairs]
+    np.testing.assert_allclose(together, apart, rtol=1e-4)
+    plain = read(task.model, task.tokenizer, pairs).nll
+    assert np.isclose(together, plain, rtol=1e-4).tolist() == (routes < 0).tolist()
+
+
 def test_all_tokens_are_answered_where_none_are_chosen(task, facts):
     ids = torch.tensor([encode(task.tokenizer, facts[0].text)])
     seen = view(task, facts)
@@ -166,9 +180,8 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("end", [3, 8])
-def test_a_killed_run_ends_with_the_same_bits(family, task, facts, tmp_path, monkeypatch, end):
-    if family != "llama":
-        pytest.skip("one family shows it: nothing here asks which")
+@pytest.mark.parametrize("family", ["llama"], indirect=True)
+def test_a_killed_run_ends_with_the_same_bits(task, facts, tmp_path, monkeypatch, end):
     monkeypatch.setattr(fitting, "SAVE_EVERY", 2)
     task = replace(task, numbers=replace(NUMBERS, scope_steps=5, steps=6), trained={})
 

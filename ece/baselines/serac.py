@@ -28,13 +28,13 @@ class Serac:
     """Probability of being in scope above which the counterfactual model answers, in [0, 1]."""
     depth: float = 0.5
     """Block whose states the scope classifier reads, as a share of the model's depth, [0, 1]."""
-    heads: int = 4
+    heads: int = 8
     """Attention heads with which the scope classifier pools the states of a text."""
-    scope_width: int = 128
+    scope_width: int = 192
     """Length of the vectors that the scope classifier compares."""
-    scope_steps: int = 400
+    scope_steps: int = 600
     """Training steps of the scope classifier."""
-    scope_lr: float = 3e-3
+    scope_lr: float = 1e-2
     """Learning rate of Adam for the scope classifier."""
     width: int = 128
     """Width of the counterfactual model, a multiple of 32."""

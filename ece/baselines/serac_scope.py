@@ -43,7 +43,7 @@ def start(task: Task) -> Weights:
     size = weight.shape[1]
     shapes = {"query": (numbers.heads, size), "project": (numbers.heads, size, numbers.scope_width)}
     made = {name: torch.randn(shape, generator=draw) / size**0.5 for name, shape in shapes.items()}
-    made |= {"scale": torch.tensor(10.0), "bias": torch.tensor(-5.0)}
+    made |= {"scale": torch.tensor(20.0), "bias": torch.tensor(-10.0)}
     return {name: value.to(weight.device) for name, value in made.items()}
 
 
