@@ -31,6 +31,9 @@ class Config:
     r"""$\lambda$ of Eq 4, > 0: weight, in tokens, of the old knowledge's mean $k k^T$."""
     ridge: float = 0.0
     r"""Share of the mean diagonal of $\lambda C_0$ added to the diagonal of the system, >= 0."""
+    names: float = 0.0
+    r"""Share of $C_0$ that is taken over the last tokens of names alone, in [0, 1]: the old keys
+    that edits lie among (`ece.stats.Stats.moment`); the paper has 0."""
     scorer: str = "residual"
     """Neuron scores: "all" (no choice), "activation" Eq 5, "weight" Eq 6, "residual" Eq 7."""
     p: float = 0.8
@@ -101,6 +104,8 @@ class Config:
         for name in ("p", "keep"):
             if not 0 < getattr(self, name) <= 1:
                 _fail(name, getattr(self, name), "a number in (0, 1]")
+        if not 0 <= self.names <= 1:
+            _fail("names", self.names, "a number in [0, 1]")
         if self.null is not None and not self.null > 0:
             _fail("null", self.null, "a number > 0, or None")
         if self.restrain is not None and not self.restrain > 1:
@@ -137,7 +142,7 @@ METHODS: dict[str, dict] = {
     "ece-as": dict(scorer="activation"),
     "ece-wi": dict(scorer="weight"),
     "ece-rs": dict(scorer="residual"),
-    "ece-plus": dict(scorer="all", p=1.0, shared="zero", own_steps=15, stop=0.02),
+    "ece-plus": dict(scorer="all", p=1.0, shared="zero", own_steps=15, stop=0.02, names=0.75),
     "rome": dict(_MEMIT, exact=True, single=True, values_from="current"),
     "memit": dict(_MEMIT),
     "memit-history": dict(_MEMIT, history=True),

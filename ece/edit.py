@@ -100,7 +100,7 @@ def edit_batch(
     seconds = {"values": values.seconds, "keys": 0.0, "solve": 0.0}
     record = {"norms": {}, "jitter": {}, "seconds": seconds}
     if config.null is not None and not state.bases:
-        bases = {n: null_basis(stats.moments[n], config.null) for n in config.layers}
+        bases = {n: null_basis(stats.moment(n, config.names), config.null) for n in config.layers}
         state = replace(state, bases=bases)
     try:
         rows = subject_rows(tokenizer, facts, state.contexts)
@@ -142,8 +142,8 @@ def _edit_layer(walk, stats, state, config, layer, goal, left, done, record) -> 
     middle = time.perf_counter()
     share = 1.0 if config.scorer == "all" else config.p
     mask = batch_set(scores(config.scorer, K, site.weight), share)
-    weight = site.weight
-    delta, jitter = _update(R.T, K, stats.moments[layer], weight, state, config, layer, mask)
+    weight, moment = site.weight, stats.moment(layer, config.names)
+    delta, jitter = _update(R.T, K, moment, weight, state, config, layer, mask)
     before = weight[:, mask].clone()
     # Sum in float64, round once: half-precision weights keep as much of the update as they can.
     written = (before.double() + delta[:, mask].to(before.device)).to(weight.dtype)
@@ -178,7 +178,7 @@ def _check(model, tokenizer, facts, stats, state, config) -> None:
     if config.layers != state.layers:
         raise StateError(f"the state edits layers {state.layers}, the config {config.layers}")
     validate(facts, tokenizer, model, state.contexts)
-    check(stats, state.fingerprint, config.layers)
+    check(stats, state.fingerprint, config.layers, config.names)
     for site in sites(model, config.layers):
         check_finite(f"weights of layer {site.layer}", site.weight)
     check_weights(model, state)

@@ -73,6 +73,18 @@ def _encode_all(tokenizer, texts: list[str]) -> list[tuple[list[int], list[tuple
     return found
 
 
+NAME = re.compile(r"[A-Z][\w'-]+(?: (?:(?:of|the|de|van|von) )?[A-Z][\w'-]+)*")
+"""Capitalised words in a row, with the small words that stand inside names."""
+
+
+def ends_of_names(tokenizer, text: str, names: bool = True) -> list[tuple[int, bool]]:
+    """Token ids as by `encode`, each with whether it ends a name (never, unless `names`)."""
+    ids, spans = _encode(tokenizer, text)
+    ends = {found.end() for found in NAME.finditer(text)} if names else set()
+    return [(token, stop > start and stop in ends) for token, (start, stop)
+            in zip(ids, spans, strict=True)]  # fmt: skip
+
+
 def decode(tokenizer, ids) -> str:
     """Text of `ids`, special tokens left out."""
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -37,7 +37,11 @@ def model_of(settings):
 
 
 def statistics_of(
-    model: nn.Module, tokenizer, settings, layers: tuple[int, ...], cache: str | Path | None = None
+    model: nn.Module,
+    tokenizer,
+    settings,
+    layers: tuple[int, ...],
+    cache: str | Path | None = None,
 ) -> Stats:
     """Second moments: from the file of statistics, the file of text, or the embedded corpus.
 
@@ -64,7 +68,7 @@ def statistics_of(
     return found
 
 
-def _place(model: nn.Module, settings, layers: tuple[int, ...], cache: str | Path) -> Path:
+def _place(model: nn.Module, settings, layers, cache: str | Path) -> Path:
     """Where the cache holds the moments of this model, these layers, this text."""
     text = settings.stats_text
     said = "" if text is None else hashlib.sha256(Path(text).read_bytes()).hexdigest()

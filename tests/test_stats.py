@@ -7,7 +7,7 @@ import torch
 
 from conftest import TEXTS, build
 from ece.errors import StatsError
-from ece.facts import encode
+from ece.facts import encode, ends_of_names
 from ece.hooks import capture
 from ece.model import fingerprint, sites
 from ece.stats import SecondMoment, check, load, packed, save, second_moment
@@ -26,7 +26,7 @@ def test_streaming_is_the_same_as_at_once():
 def test_packing_keeps_every_token_in_order(tokenizer):
     texts = TEXTS[:9]
     stream = [i for text in texts for i in encode(tokenizer, text)]
-    groups = list(packed(tokenizer, texts, 16, 3))
+    groups = [rows for rows, _ in packed(tokenizer, texts, 16, 3)]
     assert [i for group in groups for row in group for i in row] == stream
     assert all(len(row) == 16 for group in groups[:-1] for row in group)
     assert all(len({len(row) for row in group}) == 1 for group in groups)
@@ -34,7 +34,7 @@ def test_packing_keeps_every_token_in_order(tokenizer):
 
 def test_one_truncated_pass_equals_whole_forwards(model, tokenizer):
     found = second_moment(model, tokenizer, TEXTS[:6], (0, 2), max_tokens=256)
-    rows = [row for group in packed(tokenizer, TEXTS[:6], 128, 2) for row in group]
+    rows = [row for group, _ in packed(tokenizer, TEXTS[:6], 128, 2) for row in group]
     total = {0: 0, 2: 0}
     for row in rows:
         with capture(sites(model, (0, 2))) as keys:
@@ -104,3 +104,23 @@ def test_sums_of_another_model_are_refused(model, tokenizer, tmp_path, monkeypat
     next(model.parameters()).add_(1.0)
     with pytest.raises(StatsError, match="another model"):
         second_moment(model, tokenizer, TEXTS[:5], (0,), 100, tmp_path / "sums")
+
+
+def test_ends_of_names_have_moments_of_their_own(model, tokenizer):
+    text = "We saw Mira Velan and old Ruan of Dell in New Harbour."
+    flags = ends_of_names(tokenizer, text)
+    told = [tokenizer.decode([token]) for token, end in flags if end]
+    assert len(told) == 4 and told[0].endswith("e") and told[-1].endswith("r")  # We, ..., Harbour
+    stats = second_moment(model, tokenizer, [text], (1,))
+    with capture(sites(model, (1,))) as keys:
+        model(torch.tensor([[token for token, _ in flags]]))
+    at = torch.tensor([end for _, end in flags])
+    own = keys[1][0, at].double()
+    torch.testing.assert_close(stats.ends[1], own.T @ own / 4, atol=1e-6, rtol=1e-4)
+    mixed = stats.moment(1, 0.25)
+    torch.testing.assert_close(mixed, 0.75 * stats.moments[1] + 0.25 * stats.ends[1])
+    assert stats.moment(1) is stats.moments[1]
+    without = second_moment(model, tokenizer, [text], (1,), names=False)
+    assert torch.equal(without.moments[1], stats.moments[1])
+    with pytest.raises(StatsError, match="no moments over the ends of names for layer 1"):
+        without.moment(1, 0.5)

@@ -6,6 +6,11 @@
 from ece.baselines.base import Baseline, Task, Weights
 from ece.baselines.ft import FineTuning
 from ece.baselines.ft import edit as fine_tune
+from ece.baselines.mend import Mend
+from ece.baselines.mend import edit as transform
+from ece.baselines.mend import train as train_mend
+from ece.baselines.serac import Serac, view
+from ece.baselines.serac import train as train_serac
 
 __all__ = ["BASELINES", "PRESETS", "Baseline", "Task", "Weights", "numbers_of"]
 
@@ -13,6 +18,8 @@ BASELINES: dict[str, Baseline] = {
     "ft-l": Baseline(FineTuning, dict(goal="last", ball=5e-4), fine_tune),
     "ft-w": Baseline(FineTuning, dict(goal="last", decay=5e-4), fine_tune),
     "ft-m": Baseline(FineTuning, dict(goal="answer"), fine_tune),
+    "mend": Baseline(Mend, {}, transform, train_mend),
+    "serac": Baseline(Serac, {}, train=train_serac, view=view),
 }
 """Name -> baseline."""
 
