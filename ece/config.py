@@ -142,7 +142,7 @@ METHODS: dict[str, dict] = {
     "ece-as": dict(scorer="activation"),
     "ece-wi": dict(scorer="weight"),
     "ece-rs": dict(scorer="residual"),
-    "ece-plus": dict(scorer="all", p=1.0, shared="zero", own_steps=15, stop=0.02, names=0.75),
+    "ece-plus": dict(scorer="all", p=1.0, shared="zero", own_steps=15, stop=0.02, names=0.5),
     "rome": dict(_MEMIT, exact=True, single=True, values_from="current"),
     "memit": dict(_MEMIT),
     "memit-history": dict(_MEMIT, history=True),
@@ -157,6 +157,11 @@ the peers made from MEMIT: AlphaEdit, BLUE's two layers, RECT, PRUNE."""
 
 _ATLAS_NAMES = ("atlas-gpt2", "atlas-gptj", "atlas-llama")
 OWN: dict[str, dict[str, dict]] = {
+    "ece-plus": {
+        "atlas-gpt2": dict(lam=105.0),
+        "atlas-gptj": dict(lam=42.0),
+        "atlas-llama": dict(lam=42.0),
+    },
     "alphaedit": {name: dict(null=0.1, lam=3.0) for name in _ATLAS_NAMES},
     "rect": {name: dict(keep=0.8) for name in _ATLAS_NAMES},
     "prune": {name: dict(restrain=1.05) for name in _ATLAS_NAMES},

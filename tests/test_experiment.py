@@ -4,7 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 
 from conftest import CITIES, SUBJECTS, TEXTS, build
 from ece import asking
-from ece.baselines import BASELINES
+from ece.baselines import BASELINES, numbers_of
 from ece.cell import run
 from ece.config import METHODS, Config, configure
 from ece.data import load_facts
@@ -30,7 +30,11 @@ class Killed(BaseException):
     """As abrupt as a signal."""
 
 
-QUICK: dict[str, dict] = {name: dict(steps=2, layers=(1,)) for name in ("ft-l", "ft-w", "ft-m")}
+QUICK: dict[str, dict] = {
+    **{name: dict(steps=2, layers=(1,)) for name in ("ft-l", "ft-w", "ft-m")},
+    "mend": dict(steps=2, rank=4),
+    "serac": dict(steps=2, scope_steps=2, width=32, batch=2),
+}
 """Settings with which a baseline is done in a moment."""
 
 
@@ -222,13 +226,13 @@ def test_every_method_runs(method, tokenizers, settings):
 @pytest.mark.parametrize("method", BASELINES)
 def test_every_baseline_runs_and_goes_on_when_killed(method, tokenizers, settings, tmp_path):
     own = QUICK.get(method, {})
-    chosen = Settings(**{**vars(settings), "method": method, "facts": 4, "config": own})
+    chosen = Settings(**{**vars(settings), "method": method, "facts": 3, "config": own})
     cache = tmp_path / "cache"
     whole = run(chosen, (build("llama"), tokenizers["llama"]), cache=cache)
     assert whole["provenance"]["statistics_tokens"] is None
     assert len(whole["batches"]) == 2 and "edit" in whole["seconds"]
-    for name, value in BASELINES[method].preset.items():
-        assert whole["provenance"]["settings"][name] == value
+    for name, value in asdict(numbers_of("atlas-gpt2", method, **own)).items():
+        assert whole["provenance"]["settings"][name] == json.loads(json.dumps(value))
     seen = []
 
     def deadly(stage, done, total):

@@ -107,7 +107,7 @@ def _mark(task: Task, facts: list[Fact], batch: int) -> str:
     said = [fingerprint(task.model), asdict(task.numbers), told, batch]
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name in sorted(task.trained):
-        value = task.trained[name].detach().cpu().contiguous().view(torch.uint8)
+        value = task.trained[name].detach().cpu().flatten().contiguous().view(torch.uint8)
         digest.update(name.encode() + value.numpy().tobytes())
     return digest.hexdigest()
 
