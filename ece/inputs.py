@@ -72,7 +72,7 @@ def _place(model: nn.Module, settings, layers, cache: str | Path) -> Path:
     """Where the cache holds the moments of this model, these layers, this text."""
     text = settings.stats_text
     said = "" if text is None else hashlib.sha256(Path(text).read_bytes()).hexdigest()
-    told = f"{fingerprint(model)} {layers} {settings.stats_tokens} {said}"
+    told = f"{fingerprint(model)} {layers} {settings.stats_tokens} {said} and ends of names"
     Path(cache).mkdir(parents=True, exist_ok=True)
     return Path(cache) / f"stats-{hashlib.sha256(told.encode()).hexdigest()[:16]}.safetensors"
 

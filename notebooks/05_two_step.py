@@ -511,8 +511,9 @@ print(ece.METHODS["ece-plus"])
 # %% [markdown]
 # It keeps the history of Eq 14, as the paper does, but begins at $U = 0$, lets a
 # fact leave the descent when its NLL is below `stop`, and writes all columns
-# (what choosing costs is on the next page). Wherever `ece-plus` occurs in this book, it is this setting, and it stands beside
-# the paper's, never in place of it.
+# (what choosing costs is on the next page). Its `names` is about the solve:
+# {doc}`15_plus` derives it. Wherever `ece-plus` occurs in this book, it is this
+# setting, and it stands beside the paper's, never in place of it.
 #
 # ## Summary
 #

@@ -256,9 +256,10 @@ for method, (_, _, reports) in runs.items():
 # MEMIT writes all columns; each fact descends alone, and stops at the NLL of its
 # published code. The three variants of ECE differ from one another in the columns: the
 # score that chooses them (AS and RS also in the groups). `ece-plus`, the book's own
-# setting ({doc}`05_two_step`), writes all columns too and has no shared phase. So two
-# comparisons are clean: `memit` with `memit-history` (one flag), and
-# `memit-history` with `ece-plus` (values only: how many steps, and when to stop). Look
+# setting ({doc}`15_plus`), writes all columns too, has no shared phase, and takes half
+# of its $C_0$ over the ends of names. One comparison is clean: `memit` with
+# `memit-history` (one flag). `ece-plus` differs from `memit-history` in when its
+# descents stop and in $C_0$; the page on it takes the two apart. Look
 # at the passes as well: the paper's 20 + 5 are fixed, and a descent that stops when it
 # is done may need fewer, without any sharing.
 
