@@ -9,7 +9,7 @@ CHOICES = {
     "shared": ("anchor", "mean", "zero"),
     "keys": ("mixed", "bare"),
     "spread": ("even", "boundary"),
-    "values_from": ("original", "current"),
+    "values_from": ("original", "current", "again"),
 }
 AT_LEAST_ONE = ("steps", "own_steps", "context_tokens", "undo", "max_tokens")
 NOT_NEGATIVE = ("ridge", "weight_decay", "kl_factor", "contexts", "seed")
@@ -78,7 +78,8 @@ class Config:
     """"even": the residual divided over the layers left; "boundary": first and last layer
     only, each with a value of its own."""
     values_from: str = "original"
-    """Weights the values come from: "original" (before the sequence) or "current"."""
+    """Weights the values come from: "original" (before the sequence), "current", or "again":
+    current for facts whose subject an earlier batch has edited, original for the others."""
     contexts: int = 5
     """Random prefixes a prompt is also seen under, >= 0, beside the bare prompt."""
     context_tokens: int = 10
@@ -142,7 +143,9 @@ METHODS: dict[str, dict] = {
     "ece-as": dict(scorer="activation"),
     "ece-wi": dict(scorer="weight"),
     "ece-rs": dict(scorer="residual"),
-    "ece-plus": dict(scorer="all", p=1.0, shared="zero", own_steps=15, stop=0.02, names=0.5),
+    "ece-plus": dict(
+        scorer="all", p=1.0, shared="zero", own_steps=15, stop=0.02, names=0.5, values_from="again"
+    ),  # fmt: skip
     "rome": dict(_MEMIT, exact=True, single=True, values_from="current"),
     "memit": dict(_MEMIT),
     "memit-history": dict(_MEMIT, history=True),

@@ -29,7 +29,7 @@ from ece.state import (
 )
 from ece.stats import Stats, check
 from ece.storage import load_state, load_values, open_run, save_batch, save_state, save_values
-from ece.values import Values, two_step
+from ece.values import Values, renewed, two_step
 from ece.walk import Walk
 
 __all__ = [
@@ -209,8 +209,8 @@ def edit_sequence(
 ) -> tuple[EditState, list[Report]]:
     """Edit `facts` in batches of `batch`, in order; resumes from `save_to` if it has a run.
 
-    With `config.single` every fact is a batch of its own, whatever `batch` says. With
-    `values_from="original"` all values are computed before the first edit (and kept in
+    With `config.single` every fact is a batch of its own, whatever `batch` says. Unless
+    `values_from` is "current", all values are computed before the first edit (and kept in
     `save_to`). After each batch, in this order: the state is saved, `on_batch(state, report,
     batch_facts)` and `progress(stage, done, total)` are called ("values" or "edit"). A run
     killed at any point and started again on the unedited model ends with the same bits; it
@@ -225,10 +225,13 @@ def edit_sequence(
     if reports and on_batch is not None:
         on_batch(state, reports[-1], parts[len(reports) - 1])
     ahead = _ahead(model, tokenizer, parts, state, config, save_to, progress)
+    seen = {fact.subject for part in parts[: len(reports)] for fact in part}
     for number in range(len(reports), len(parts)):
-        state, report = edit_batch(
-            model, tokenizer, parts[number], stats, state, config, ahead.get(number)
-        )
+        part, values = parts[number], ahead.get(number)
+        if config.values_from == "again":
+            values = _again(model, tokenizer, part, seen, values, state, config)
+        state, report = edit_batch(model, tokenizer, part, stats, state, config, values)
+        seen |= {fact.subject for fact in part}
         if save_to is not None:
             save_batch(model, state, report, save_to)
         reports = reports + [report]
@@ -237,6 +240,19 @@ def edit_sequence(
         if progress is not None:
             progress("edit", number + 1, len(parts))
     return state, reports
+
+
+def _again(model, tokenizer, part, seen, values, state, config) -> Values:
+    """`values`, but from the present weights for subjects that were edited before.
+
+    Where a subject is edited again, a value from the original weights is a state without the
+    earlier edit, and writing it would take that edit back.
+    """
+    at = [i for i, fact in enumerate(part) if fact.subject in seen]
+    if not at:
+        return values
+    return renewed(values, at, _values(model, tokenizer, [part[i] for i in at],
+                                       state.contexts, config))  # fmt: skip
 
 
 def _ahead(model, tokenizer, parts, state, config, save_to, progress) -> dict[int, Values]:

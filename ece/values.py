@@ -58,6 +58,19 @@ class Values:
         return (-self.losses[-1]).exp()
 
 
+def renewed(values: Values, at: list[int], new: Values) -> Values:
+    """`values` with those of the facts `at` replaced by `new`; groups stay as they were."""
+    changed = {}
+    for name in ("hidden", "delta", "nll", "steps", "holds"):
+        changed[name] = getattr(values, name).clone()
+        changed[name][at] = getattr(new, name).to(changed[name])
+    losses = values.losses.clone()
+    losses[:, at] = new.losses.to(losses)
+    first = None if values.first is None else renewed(values.first, at, new.first)
+    seconds = values.seconds + new.seconds
+    return replace(values, **changed, losses=losses, first=first, seconds=seconds)
+
+
 def descend(
     problem: Problem,
     config: Config,

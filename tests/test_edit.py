@@ -401,3 +401,33 @@ def test_half_precision_weights_can_be_edited(family, tokenizer, facts, stats, c
     assert all(loss == loss for loss in report.loss_after)
     undo(model, state)
     assert same(model, kept)
+
+
+def test_values_of_a_subject_edited_again_come_from_the_present_weights(
+    model, tokenizer, facts, stats, config, tmp_path
+):
+    """The second batch repeats one subject: that fact is as with "current", the other is not."""
+    again = replace(config, values_from="again", clusters=None)
+    twice = replace(facts[2], subject=facts[0].subject, id=9, relation="other")
+    told = [facts[0], facts[1], twice, facts[3]]
+    twin = build(model.config.model_type)
+    state, _ = edit_sequence(twin, tokenizer, told[:2], stats, again, 2)
+    now = compute_values(twin, tokenizer, told[2:], state, again)
+    first = compute_values(model, tokenizer, told[2:], state, again)
+    _, reports = edit_sequence(model, tokenizer, told, stats, again, 2, save_to=tmp_path)
+    losses = reports[1].loss_after
+    assert losses[0] == pytest.approx(float(now.losses[-1][0]), abs=1e-4)
+    assert losses[1] == pytest.approx(float(first.losses[-1][1]), abs=1e-4)
+    assert abs(losses[0] - float(first.losses[-1][0])) > 1e-4, "the weights do make a difference"
+    resumed = build(model.config.model_type)
+    edit_sequence(resumed, tokenizer, told, stats, again, 2, save_to=tmp_path)
+    for mine, other in zip(sites(model, (0, 1)), sites(resumed, (0, 1)), strict=True):
+        assert torch.equal(mine.weight, other.weight)
+
+
+def test_without_repeated_subjects_again_is_original(model, tokenizer, facts, stats, config):
+    twin = build(model.config.model_type)
+    edit_sequence(model, tokenizer, facts[:4], stats, replace(config, values_from="again"), 2)
+    edit_sequence(twin, tokenizer, facts[:4], stats, config, 2)
+    for mine, other in zip(sites(model, (0, 1)), sites(twin, (0, 1)), strict=True):
+        assert torch.equal(mine.weight, other.weight)
