@@ -43,7 +43,7 @@ export MALLOC_TOP_PAD_ ?= 268435456
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 10
-	@echo 'options:  MODEL=  DEVICE=  DATA=  JOBS=  CHAPTERS=  VENV=  (see the top of the Makefile)'
+	@echo 'options:  MODEL=  DEVICE=  DATA=  TEXT=  JOBS=  CHAPTERS=  VENV=  (see the top of the Makefile)'
 
 env: $(READY)  ## create .venv with the pinned packages (done by the others when needed)
 
