@@ -5,6 +5,7 @@
 #   DEVICE  where it runs (cpu, cuda, cuda:1, mps)
 #   DATA    file of CounterFact records, instead of the embedded ones; "public" fetches the full set
 #   CHAPTERS  beginnings of names, to run only these: CHAPTERS="03 05"
+#   TEXT    plain text, one document a line (make evidence)
 #   JOBS    chapters run at the same time (2; 1 when DEVICE is given)
 #   VENV    the environment (.venv)
 .DEFAULT_GOAL := help
@@ -38,11 +39,11 @@ export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 export MALLOC_TOP_PAD_ ?= 268435456
 
-.PHONY: help env book render refresh test bench atlas lab serve clean
+.PHONY: help env book render refresh test bench evidence atlas lab serve clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 10
-	@echo 'options:  MODEL=  DEVICE=  DATA=  JOBS=  CHAPTERS=  VENV=  (see the top of the Makefile)'
+	@echo 'options:  MODEL=  DEVICE=  DATA=  TEXT=  JOBS=  CHAPTERS=  VENV=  (see the top of the Makefile)'
 
 env: $(READY)  ## create .venv with the pinned packages (done by the others when needed)
 
@@ -76,6 +77,10 @@ bench: $(READY)  ## what editing costs, stage by stage: a table per model (MODEL
 	for model in $(or $(MODEL),atlas-gpt2 atlas-gptj atlas-llama); do \
 	  $(BIN)/python -m ece.bench --model $$model $(if $(DEVICE),--device $(DEVICE)) \
 	    --out $(or $(OUT),_build/bench)/bench_$$(basename $$model).json; done
+
+evidence: $(READY)  ## every method on real records, on a model trained on them (DATA= TEXT= DEVICE= OUT=)
+	$(BIN)/python -m ece.evidence $(if $(DATA),--data $(DATA)) $(if $(TEXT),--text $(TEXT)) \
+	  $(if $(DEVICE),--device $(DEVICE)) $(if $(OUT),--out $(OUT)) $(EVIDENCE)
 
 atlas: $(READY)  ## train the embedded models again (minutes on a GPU, longer on a CPU)
 	$(BIN)/python -m ece.atlas train

@@ -15,7 +15,7 @@ import run_chapters
 import yaml
 
 ROOT = run_chapters.ROOT
-COMMANDS = "env book render refresh test bench atlas lab serve clean".split()
+COMMANDS = "env book render refresh test bench evidence atlas lab serve clean".split()
 NOT_TEXT = {".png", ".safetensors"}
 NOT_OURS = ("book/_static/mathjax/", "ece/atlas/checkpoints/")
 

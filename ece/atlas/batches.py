@@ -27,15 +27,15 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Batch:
-    """ids and weights [row, token]; attention and early [row, 1, token, token];
+    """ids and weights [row, token]; attention and early [row, 1, token, token] (None: causal);
     mlp [row, token];
     subjects [mention, 2]: row and place of each subject's last token; attributes
     [mention, slot]: the tokens of that subject's objects, -1 where it has fewer."""
 
     ids: Tensor
     weights: Tensor
-    attention: Tensor
-    early: Tensor
+    attention: Tensor | None
+    early: Tensor | None
     mlp: Tensor
     subjects: Tensor
     attributes: Tensor

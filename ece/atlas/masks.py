@@ -69,8 +69,9 @@ def _only_kept(forward: Callable, holder: list) -> Callable:
     def run(hidden: Float[Tensor, "row token model"]) -> Float[Tensor, "row token model"]:
         if holder[0] is None:
             return forward(hidden)
-        output = torch.zeros_like(hidden)
-        output[holder[0]] = forward(hidden[holder[0]])
+        kept = forward(hidden[holder[0]])
+        output = torch.zeros_like(hidden, dtype=kept.dtype)  # which autocast may have changed
+        output[holder[0]] = kept
         return output
 
     return run

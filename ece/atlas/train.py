@@ -108,13 +108,13 @@ def gathering(model: nn.Module, hidden: tuple[Tensor, ...], batch: Batch, site: 
     return -(told.sum(1) / there.sum(1)).mean()
 
 
-def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def optimizer_of(model: nn.Module, lr: float, decay: float) -> torch.optim.Optimizer:
     """AdamW; vectors (norms, biases) do not decay."""
     groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": recipe.decay},
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, recipe.lr, betas=(0.9, 0.98), fused=True)
+    return torch.optim.AdamW(groups, lr, betas=(0.9, 0.98), fused=True)
 
 
 def schedule(step: int, steps: int) -> float:
@@ -133,7 +133,7 @@ def train(name: str, recipe: Recipe, out: Path, work: Path, progress: Callable |
     tokenizer = build_tokenizer(world, recipe.vocabulary, bos=recipe.family == "llama")
     torch.manual_seed(recipe.seed)
     model = AutoModelForCausalLM.from_config(architecture(recipe, len(tokenizer)))
-    opt = optimizer_of(model, recipe)
+    opt = optimizer_of(model, recipe.lr, recipe.decay)
     batches = Batches(world, tokenizer, recipe.mixture, recipe.seed)
     kept = work / f"{name}.pt"
     first = _restore(kept, recipe, model, opt)

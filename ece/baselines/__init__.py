@@ -24,17 +24,18 @@ BASELINES: dict[str, Baseline] = {
 """Name -> baseline."""
 
 _ATLAS = ("atlas-gpt2", "atlas-gptj", "atlas-llama")
+_GPT2 = ("gpt2-xl", "gpt2-real")
 PRESETS: dict[str, dict[str, dict]] = {
     "ft-l": {
         **{name: dict(layers=(2,), lr=1e-2, ball=0.1) for name in _ATLAS},
-        "gpt2-xl": dict(layers=(0,)),
+        **{name: dict(layers=(0,)) for name in _GPT2},
         "gpt-j-6b": dict(layers=(21,), ball=5e-5),
         "llama-3-8b": dict(layers=(21,), ball=5e-5),
     },
     **{
         name: {
             **{model: dict(layers=(2,), lr=1e-2) for model in _ATLAS},
-            "gpt2-xl": dict(layers=(0,)),
+            **{model: dict(layers=(0,)) for model in _GPT2},
             "gpt-j-6b": dict(layers=(21,)),
             "llama-3-8b": dict(layers=(21,)),
         }

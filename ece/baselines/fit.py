@@ -1,4 +1,4 @@
-"""Training of what a baseline learns ahead: Adam, seeded, resumable to the same bits."""
+"""Training by Adam, seeded, resumable to the same bits: what a baseline learns ahead."""
 
 import math
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def fit(
     """
     live = {name: value.detach().clone().requires_grad_() for name, value in weights.items()}
     adam = torch.optim.Adam(live.values(), lr=lr)
-    for step in range(_resume(live, adam, mark, save_to), steps):
+    for step in range(resume(live, adam, mark, save_to).get("done", 0), steps):
         adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
         draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
         adam.zero_grad()
@@ -45,14 +45,14 @@ def fit(
         torch.nn.utils.clip_grad_norm_(live.values(), LONGEST)
         adam.step()
         if save_to is not None and ((step + 1) % SAVE_EVERY == 0 or step + 1 == steps):
-            _keep(live, adam, step + 1, mark, Path(save_to))
+            keep(live, adam, step + 1, mark, Path(save_to))
         if progress is not None:
             progress("train", step + 1, steps)
     return {name: value.detach() for name, value in live.items()}
 
 
-def _keep(live: Weights, adam, done: int, mark: str, path: Path) -> None:
-    """Weights and Adam's moments in one file that is whole or not there."""
+def keep(live: Weights, adam, done: int, mark: str, path: Path, **told) -> None:
+    """Weights and Adam's moments in one file that is whole or not there; `told` beside them."""
     tensors = {f"value.{name}": value.detach() for name, value in live.items()}
     for name, value in live.items():
         for moment in ("exp_avg", "exp_avg_sq"):
@@ -61,16 +61,20 @@ def _keep(live: Weights, adam, done: int, mark: str, path: Path) -> None:
     held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     file = path.with_name(f"{path.name}-{done:06d}.safetensors")
     checksum = write(file, serialise(held))
-    write_json(path, {"done": done, "mark": mark, "file": file.name, "checksum": checksum})
+    head = {"done": done, "mark": mark, "file": file.name, "checksum": checksum}
+    write_json(path, head | told)
     for old in path.parent.glob(f"{path.name}-*.safetensors"):
         if old != file:
             old.unlink()
 
 
-def _resume(live: Weights, adam, mark: str, path: str | Path | None) -> int:
-    """Load what `_keep` wrote, if anything; the number of steps already done."""
+def resume(live: Weights, adam, mark: str, path: str | Path | None) -> dict:
+    """Load what `keep` wrote, if anything; its record (`done`, and what was told), else {}.
+
+    `StateError` if the files are damaged or of another mark.
+    """
     if path is None or not Path(path).exists():
-        return 0
+        return {}
     head = read_json(Path(path))
     if head["mark"] != mark:
         raise StateError(f"{path} was trained for another model, data or settings; remove it")
@@ -78,5 +82,7 @@ def _resume(live: Weights, adam, mark: str, path: str | Path | None) -> int:
     for name, value in live.items():
         value.data.copy_(tensors[f"value.{name}"])
         moments = {m: tensors[f"{m}.{name}"].to(value.device) for m in ("exp_avg", "exp_avg_sq")}
-        adam.state[value] = {"step": torch.tensor(float(head["done"])), **moments}
-    return head["done"]
+        counts = value.device if adam.defaults.get("fused") else None  # where Adam wants its count
+        step = torch.tensor(float(head["done"]), device=counts)
+        adam.state[value] = {"step": step, **moments}
+    return head
