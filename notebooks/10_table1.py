@@ -275,6 +275,35 @@ for model in models:
                   f"{hurt[0] - hurt[1]:9.1f}")
 
 # %% [markdown]
+# ## A ceiling for specificity
+#
+# Specificity asks neighbours: other subjects with the same old answer. In a small world some
+# of these are *themselves among the edits*, and then the right answer is the new one, which the
+# measure counts as harm. In real CounterFact this is rare. Here it is not:
+
+# %%
+from ece.data import load_facts
+
+
+def edited_neighbours(count, seed=0):
+    """Mean share of a fact's neighbours that were edited too."""
+    facts = load_facts("counterfact", count, seed)
+    edited = {fact.text for fact in facts}
+    shares = [sum(n in edited for n in f.neighbours) / len(f.neighbours)
+              for f in facts if f.neighbours]
+    return sum(shares) / len(shares)
+
+
+ceiling = {n: 1 - edited_neighbours(n) for n in (100, 200, 300, 600, 1200)}
+for count, top in ceiling.items():
+    print(f"{count:5} edits: specificity of a perfect editor {top:5.1%}")
+
+# %% [markdown]
+# So a specificity of 87 % after 300 edits is no damage at all, and a method above that
+# line owes it to edits that did not take (or whose neighbours kept the old answer). The
+# score inherits this: it rewards not writing. The measure is the published one and
+# stays; read it with this line in mind, and look at efficacy first.
+#
 # ## The paper's own numbers
 #
 # From the paper's Table 1, for its three models after 2,000 edits. They are printed here to
@@ -345,6 +374,7 @@ print("equal in every digit:", first == again)
 
 # %%
 assert first == again, "equal settings give equal digits"
+assert sorted(ceiling.values(), reverse=True) == list(ceiling.values())
 for runs in cells.values():
     assert len({run["seed"] for run in runs}) == len(runs)
     for run_ in runs:

@@ -124,10 +124,18 @@ curves("efficacy", models, methods, runs)
 curves("specificity", models, methods, runs)
 
 # %% [markdown]
+# (After many edits a neighbour may itself have been edited, which the measure counts as harm:
+# {doc}`10_table1` computes the ceiling.)
+#
 # Efficacy falls when edits are forgotten or no longer take. Specificity falls when
 # their neighbours are dragged along. A method without history (`memit`, `rome`)
 # pays with its old edits, since no term in its solve knows them; one with a history
 # shares the room between old and new.
+#
+# The bend between 600 and 800 has a cause of its own. A world has only so many
+# subjects; up to there each fact is about a new one, and from there on subjects come a second
+# time. A value found on the original weights then takes the first edit back.
+# {doc}`15_plus` shows it and mends it.
 #
 # ## Where each method breaks
 #
