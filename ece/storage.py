@@ -200,7 +200,8 @@ FIELDS = ("hidden", "delta", "losses", "nll", "steps", "holds")
 def _flatten(values: Values, prefix: str, tensors: dict[str, Tensor]) -> dict:
     """Put the tensors of nested values into one flat dict; returns what is not a tensor."""
     for name in FIELDS:
-        tensors[prefix + name] = getattr(values, name).cpu().contiguous()
+        # A shared phase may hold the very tensors of the own one, which a file cannot.
+        tensors[prefix + name] = getattr(values, name).cpu().contiguous().clone()
     head: dict = {"layer": values.layer, "seconds": values.seconds}
     if values.groups is not None:
         head["cost"] = values.groups.cost

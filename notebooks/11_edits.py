@@ -124,8 +124,8 @@ curves("efficacy", models, methods, runs)
 curves("specificity", models, methods, runs)
 
 # %% [markdown]
-# (After many edits a neighbour may itself have been edited, which the measure counts as harm:
-# {doc}`10_table1` computes the ceiling.)
+# (After many edits a neighbour has often been edited itself, and its specificity says little:
+# {doc}`10_table1` counts how often.)
 #
 # Efficacy falls when edits are forgotten or no longer take. Specificity falls when
 # their neighbours are dragged along. A method without history (`memit`, `rome`)

@@ -161,8 +161,9 @@ def test_damage_is_seen_before_a_weight_changes(
 
 
 @pytest.mark.parametrize("spread", ["even", "boundary"])
-def test_values_come_back_whole(model, tokenizer, facts, config, tmp_path, spread):
-    config = replace(config, spread=spread)
+@pytest.mark.parametrize("shared", ["anchor", "mean"])
+def test_values_come_back_whole(model, tokenizer, facts, config, tmp_path, spread, shared):
+    config = replace(config, spread=spread, shared=shared)
     state = new_state(model, tokenizer, config)
     values = compute_values(model, tokenizer, facts, state, config)
     assert load_values(tmp_path, 3) is None
