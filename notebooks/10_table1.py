@@ -53,7 +53,8 @@ RESULTS, GRID = Path("../book/results"), Path("../book/grid.toml")
 
 # %%
 found, missing = [], {}
-for table in ("table1", "table1-seeds", "table1-others", "zsre"):
+for table in ("table1", "table1-seeds", "table1-others", "zsre",
+              "zsre-trained"):
     done, left = grid.results(GRID, table, RESULTS)
     found, missing = found + done, {**missing, **left}
 cells = tables.by(found, "model", "dataset", "method")

@@ -22,7 +22,7 @@
 # **What you will see**
 #
 # - why an editor with a history does not care about batch size, in one equation;
-# - four methods at four batch sizes, on two models;
+# - four methods at four batch sizes;
 # - what batch size does to time.
 
 # %%

@@ -22,7 +22,7 @@
 # **What you will see**
 #
 # - how many neurons a share $p$ keeps, for each score;
-# - quality against $p$, on two models, $p = 1$ included;
+# - quality against $p$, $p = 1$ included (all scores on one model, RS on another);
 # - what a part of the neurons can and cannot reach.
 
 # %%
@@ -36,7 +36,10 @@ DEVICE = os.environ.get("ECE_DEVICE")
 DATA = os.environ.get("ECE_DATA")
 RESULTS, GRID = Path("../book/results"), Path("../book/grid.toml")
 
-found, missing = grid.results(GRID, "threshold", RESULTS)
+found, missing = [], {}
+for table in ("threshold", "threshold-llama"):
+    done, left = grid.results(GRID, table, RESULTS)
+    found, missing = found + done, {**missing, **left}
 runs = {(r["model"], r["method"], r["provenance"]["settings"]["p"]): r
         for r in found}
 models = list(dict.fromkeys(model for model, _, _ in runs))
