@@ -22,7 +22,7 @@
 # **What you will see**
 #
 # - how many neurons a share $p$ keeps, for each score;
-# - quality against $p$, $p = 1$ included (all scores on one model, RS on another);
+# - quality against $p$, $p = 1$ included (RS on two models, the others on one);
 # - what a part of the neurons can and cannot reach.
 
 # %%
@@ -37,7 +37,7 @@ DATA = os.environ.get("ECE_DATA")
 RESULTS, GRID = Path("../book/results"), Path("../book/grid.toml")
 
 found, missing = [], {}
-for table in ("threshold", "threshold-llama"):
+for table in ("threshold", "threshold-others"):
     done, left = grid.results(GRID, table, RESULTS)
     found, missing = found + done, {**missing, **left}
 runs = {(r["model"], r["method"], r["provenance"]["settings"]["p"]): r
