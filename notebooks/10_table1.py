@@ -248,7 +248,8 @@ def verdict(model, ours, others):
         return "not run here"
     one, other = max(mine, key=mine.get), max(known, key=known.get)
     word = "ahead of" if mine[one] > known[other] else "behind"
-    return (f"{one} {mine[one]:.1f} {word}\n    {other} {known[other]:.1f}")
+    return (f"{one} {mine[one]:.1f} {word}\n"
+            f"    {other} {known[other]:.1f}")
 
 
 for model in models:
