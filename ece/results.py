@@ -65,7 +65,11 @@ def rounded(rates: dict, names=None) -> dict:
 
 
 def provenance(
-    command: str, config, model, tokens: int | None, sources: Mapping[str, dict] | None = None
+    command: str,
+    config,
+    model,
+    tokens: int | None,
+    sources: Mapping[str, dict | None] | None = None,
 ) -> dict:
     """How a run came about, without times, so that equal runs give equal records.
 

@@ -80,8 +80,8 @@ def html(
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
     caption = f"<caption>{escape(title)}</caption>" if title else ""
     return (
-        f'<div style="overflow-x:auto"><table>{caption}<thead><tr>{top}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div style="overflow-x:auto;font-size:0.85em"><table>{caption}'
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
@@ -89,4 +89,5 @@ def _cell(value: object, mark: str, column: int, tag: str = "td") -> str:
     text = escape("–" if value is None else str(value))
     side = "left" if column == 0 else "right"
     inner = f"<{mark}>{text}</{mark}>" if mark else text
-    return f'<{tag} style="text-align:{side};white-space:nowrap">{inner}</{tag}>'
+    style = f"text-align:{side};white-space:nowrap;padding:0.1em 0.6em"
+    return f'<{tag} style="{style}">{inner}</{tag}>'
