@@ -260,6 +260,12 @@ for model in models:
         model, ["ece-plus"], PAPER_BASELINES + PEERS))
 
 # %% [markdown]
+# SERAC needs a word where it leads. Its scope classifier and its small answering model were
+# trained on other facts of this same world, in the same wordings, which is as
+# favourable to it as can be; in the paper's table it is among the last. It changes no
+# weight, so nothing is forgotten; what it pays with is the text it writes (look at the
+# fluency column), and a second model that must be trained and kept.
+#
 # How much did a method lose between writing and the end, and what did that do to its
 # neighbours? Forgetting (efficacy) and damage (specificity), in points:
 
