@@ -172,9 +172,9 @@ for model_name in models:
 # ## What a part of the neurons cannot reach
 #
 # The keys of a batch, cut down to $\mathcal I$, must still tell the facts apart. The fewer
-# neurons, the smaller the part of a key that the update sees, and the longer the columns
-# must be for the same change. Below: the length of the update of one batch, relative to that
-# with all neurons, when the same residuals are asked for.
+# neurons, the smaller the part of a key that the update sees. Below: the share of the
+# residual that one batch's update reaches, and its length relative to that with all
+# neurons, when the same residuals are asked for.
 
 # %%
 import torch
@@ -204,10 +204,11 @@ for p, (norm, reached) in lengths.items():
           f"reached {reached:4.0%}")
 
 # %% [markdown]
-# A smaller $p$ reaches less of what is asked for, or needs longer columns for it: both are
-# costs. The gain is that columns outside $\mathcal I$ stay as they are, so facts that
-# live there are safe. Which of the two is larger is a matter of the model, and the curves
-# above are the answer for these.
+# A smaller $p$ reaches less of what is asked for: that is its cost. Its update is shorter,
+# too, since the last neurons to be chosen are those that hardly fire, and writing with them
+# takes long columns. The gain is that columns outside $\mathcal I$ stay as they are, so facts
+# that live there are safe. Which of the two is larger is a matter of the model, and the
+# curves above are the answer for these.
 #
 # ## Summary
 #
