@@ -77,6 +77,7 @@ def asked(model):
     return [float(p) for p in torch.tensor(nll).neg().exp()]
 
 
+# %%
 before, after = asked(model), {}
 print(dict(zip(ASKED, (f"{p:.3f}" for p in before))))
 

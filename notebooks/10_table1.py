@@ -106,6 +106,7 @@ def best(rows, column, ours):
     return max(known, key=known.get, default=None)
 
 
+# %%
 def table(model):
     """The model's part of Table 1 as a page element."""
     rows = {method: rates(model, method) for method in methods}
@@ -252,6 +253,7 @@ def verdict(model, ours, others):
             f"    {other} {known[other]:.1f}")
 
 
+# %% tags=["nbval-ignore-output"]
 for model in models:
     print(model)
     print("  paper's baselines:", verdict(model, OURS, PAPER_BASELINES))

@@ -92,6 +92,7 @@ from ece import plots
 plots.style()
 
 
+# %%
 def curves(name, models, methods, runs, lowest=0):
     """A rate over the edits, one panel for each model."""
     rows = max(1, len(models))
@@ -112,6 +113,7 @@ def curves(name, models, methods, runs, lowest=0):
     plt.show()
 
 
+# %% tags=["nbval-ignore-output"]
 curves("score", models, methods, runs)
 
 # %% [markdown]

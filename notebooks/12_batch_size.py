@@ -111,6 +111,7 @@ from ece import plots
 plots.style()
 
 
+# %%
 def over_sizes(name):
     rows = max(1, len(models))
     figure, axes = plt.subplots(
@@ -132,6 +133,7 @@ def over_sizes(name):
     plt.show()
 
 
+# %% tags=["nbval-ignore-output"]
 over_sizes("score")
 
 # %% tags=["nbval-ignore-output"]

@@ -73,6 +73,7 @@ NAMES = {
 }
 
 
+# %%
 def change(result):
     """What the run changed, as its command says it."""
     said = result["provenance"]["command"].split(" --seed ")[1]
