@@ -1,41 +1,19 @@
-"""What a run asks of a model, and of which files: facts, reference texts, scores."""
+"""What a run asks of a model: the scores of facts, with free texts where they are wanted."""
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 
-from ece import atlas
-from ece.data import load_facts, load_records, records_file
 from ece.facts import Fact
 from ece.metrics import Scores, evaluate, unchanged
-from ece.references import References, load_references, references_file
-from ece.results import source
+from ece.references import References
 from ece.settings import Settings
-from ece.texts import consistencies, fluencies, vectorizer
+from ece.texts import consistencies, fluencies
 from ece.texts import written as write_texts
-
-
-def inputs(settings: Settings, progress: Callable | None) -> tuple[list[Fact], References, dict]:
-    """Facts, what free texts are compared with (empty if none are written), files read."""
-    data = records_file(settings.dataset, settings.data, settings.sha256, progress)
-    path = references_file(settings.references, progress)
-    facts = load_facts(settings.dataset, settings.facts, settings.seed, data, settings.skip_bad)
-    if not settings.text_tokens:
-        references = References({}, None)
-    elif path is None:
-        references = References(texts := atlas.references(), vectorizer(texts))
-    else:
-        references = load_references(path, load_records(settings.dataset, data))
-    return facts, references, {"data": source(data), "references": source(path)}
-
-
-def facts_of(settings: Settings) -> list[Fact]:
-    """All facts of the data set; those that the run edits come first."""
-    return load_facts(settings.dataset, None, settings.seed, settings.data, settings.skip_bad)
 
 
 def score(

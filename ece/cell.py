@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from ece.asking import facts_of, inputs, score, timed
+from ece.asking import score, timed
 from ece.attribution import chosen_layers
 from ece.baselines import BASELINES, Task
 from ece.baselines.trained import trained
 from ece.data import MEASURE
-from ece.inputs import model_of, statistics_of
+from ece.inputs import facts_of, material, model_of, statistics_of
 from ece.kept import Measured, keep, kept
 from ece.metrics import join
 from ece.results import NAMES, batch_record, provenance, rounded
@@ -41,7 +41,7 @@ def run(
     """
     torch.set_float32_matmul_precision(settings.matmul)
     settings.configure()
-    facts, references, sources = inputs(settings, progress)
+    facts, references, sources = material(settings, progress)
     model, tokenizer = loaded or model_of(settings)
     clock = Counter()
     start = _baseline if settings.method in BASELINES else _editor
@@ -75,7 +75,7 @@ def _editor(model, tokenizer, facts, settings, clock, work, cache, progress):
         layers = chosen_layers(model, tokenizer, facts, config.scorer, settings.adaptive)
         config = replace(config, layers=layers)
     with timed(clock, "statistics"):
-        stats = statistics_of(model, tokenizer, settings, config.layers, cache)
+        stats = statistics_of(model, tokenizer, settings, config.layers, cache, config.names > 0)
     numbers = (stats, config, settings.batch, work, progress)
     return editor_session(model, tokenizer, facts, *numbers), config, stats.tokens
 

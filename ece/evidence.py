@@ -19,12 +19,13 @@ from transformers import PreTrainedTokenizerFast
 
 from ece.cell import run
 from ece.data import load_facts, records_file
-from ece.errors import ConfigError, EditError, ModelError, StateError
+from ece.errors import EditError, ModelError, StateError
 from ece.facts import Fact
 from ece.fields import checksum
 from ece.files import read_json, write_json
 from ece.flags import add_flags
 from ece.grid import done, name_of
+from ece.inputs import device_of
 from ece.metrics import KINDS
 from ece.organism import Recipe, learn, new_model
 from ece.results import ResultError, commit, read_result, source, write_result
@@ -89,7 +90,7 @@ def _train(
         build_tokenizer(facts, lines, recipe.vocabulary).save_pretrained(kept)
         (kept / "tokenizer.ready").touch()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(kept)
-    model = new_model(recipe, len(tokenizer)).to(_device(device))
+    model = new_model(recipe, len(tokenizer)).to(device_of(device))
     with tqdm(total=recipe.steps, unit="step", file=sys.stderr, desc=NAME) as bar:
 
         def advance(step: int, steps: int, loss: torch.Tensor, known: float) -> None:
@@ -104,14 +105,6 @@ def _train(
     tokenizer.save_pretrained(folder)
     told = {"recall": round(known, 4), "steps": steps, "facts": len(facts)}
     return told | {"mark": mark, "recipe": asdict(recipe)}
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        return torch.empty(0, device=name or "cpu").device
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise ConfigError(f"setting 'device' is {name!r}: {why}") from error
 
 
 def measure(cells: Sequence[Settings], record: dict, out: Path, work: Path) -> list[dict]:
@@ -210,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(str(error))
     head = f"{NAME}: recall {record['recall']:.1f} % after {record['steps']} steps of training"
     names = "".join(f"{name:>16}" for name in (*KINDS, "score"))
-    print("\n".join([head, " " * 15 + names, *map(line_of, results)]))
+    sys.stdout.write("\n".join([head, " " * 15 + names, *map(line_of, results)]) + "\n")
     return 0
 
 

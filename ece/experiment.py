@@ -23,7 +23,7 @@ from ece.config import CHOICES, Config
 from ece.errors import EditError
 from ece.flags import add_flags
 from ece.metrics import KINDS
-from ece.results import NAMES, TIMES, ResultError, read_result, write_result
+from ece.results import TIMES, ResultError, read_result, write_result
 from ece.settings import KNOWN, Settings
 
 __all__ = ["Settings", "main", "read_result", "run"]
@@ -55,25 +55,16 @@ def check_out(path: str | None, settings: Settings) -> None:
     config = settings.configure()
     if path is None or not Path(path).exists():
         return
-    held = read_result(path)
-    names = {name: held[name] for name in NAMES}
-    wanted = {name: getattr(settings, name) for name in NAMES}
-    told, origin = json.loads(json.dumps(asdict(config))), held["provenance"]
+    origin = read_result(path)["provenance"]
+    told = json.loads(json.dumps(asdict(config)))
     # A file written before a number was there had its default.
     defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
     found = {**json.loads(json.dumps(defaults)), **origin["settings"]}
     if settings.adaptive:  # the layers are found on the run
         found["layers"] = told["layers"]
-    same = origin.get("compat", False) == settings.compat and _same_file(origin, settings.data)
-    if names != wanted or found != told or not same:
+    # The command tells every setting that is given, the numbers what presets made of it.
+    if origin["command"] != settings.command() or found != told:
         raise ResultError(f"{path} holds the result of other settings; name another file")
-
-
-def _same_file(origin: dict, data: str | None) -> bool:
-    """Whether the records may be those of the held result, which older ones do not say."""
-    if "data" not in origin or data == "public":
-        return origin.get("data", True) is not None
-    return (origin["data"] or {}).get("file") == (data and Path(data).name)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -194,6 +194,7 @@ def throughput(bench: Bench) -> dict:
     """Tokens per second of the second moments, all edit layers in one pass."""
     layers, texts = bench.config("ece-rs").layers, atlas.corpus(1000)
     stats, cost = measured(
-        lambda: second_moment(bench.model, bench.tokenizer, texts, layers), bench.device
+        lambda: second_moment(bench.model, bench.tokenizer, texts, layers, names=False),
+        bench.device,
     )
     return {"tokens": stats.tokens, "tokens_per_second": stats.tokens / cost.seconds}

@@ -23,6 +23,12 @@ SAVE_EVERY = 20  # forwards between two states from which a killed pass goes on
 ROW = 1024  # longest packed row; a model with less context sets its own
 
 
+_NO_ENDS = (
+    "no moments over the ends of names for layer {layer}, and names is {names:g}; compute the "
+    "statistics again with names=True, from a text that has names"
+)
+
+
 class SecondMoment:
     """Running sum of $k k^T$ over tokens, in float64."""
 
@@ -70,10 +76,7 @@ class Stats:
         if not names:
             return self.moments[layer]
         if layer not in self.ends:
-            raise StatsError(
-                f"no moments over the ends of names for layer {layer}, and names is {names:g}; "
-                "compute the statistics again with names=True, from a text that has names"
-            )
+            raise StatsError(_NO_ENDS.format(layer=layer, names=names))
         return (1 - names) * self.moments[layer] + names * self.ends[layer]
 
 
@@ -96,7 +99,7 @@ def second_moment(
     the same bits. `progress(tokens)` is called after each forward.
 
     `names`: take them over the tokens that end a name (capitalised words) as well, for
-    `Config.names`; a tenth to a fifth more work.
+    `Config.names`. That is one matrix `[ff, ff]` more per layer.
     """
     length = min(getattr(model.config, "max_position_embeddings", ROW), ROW, max_tokens)
     places, mark = sites(model, layers), fingerprint(model)
@@ -227,5 +230,8 @@ def check(
         have = ", ".join(map(str, stats.moments))
         raise StatsError(f"no statistics for layer {missing[0]}; the file holds layers {have}")
     for layer in layers:
-        if not torch.isfinite(stats.moment(layer, names)).all():
+        parts = (stats.moments, stats.ends) if names else (stats.moments,)
+        if names and layer not in stats.ends:
+            raise StatsError(_NO_ENDS.format(layer=layer, names=names))
+        if not all(torch.isfinite(part[layer]).all() for part in parts):
             raise StatsError(f"the statistics of layer {layer} are not finite; compute them again")

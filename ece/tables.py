@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from textwrap import wrap
 from typing import NamedTuple
 
-from ece.results import ResultError
+WIDTH = 38
+"""Characters of a printed line that a phone shows."""
 
 
 class Rate(NamedTuple):
@@ -24,8 +26,7 @@ class Rate(NamedTuple):
 def pooled(results: Sequence[Mapping], name: str, time: str = "after") -> Rate | None:
     """Mean of rate `name` over runs that differ in the seed only; None if none states it.
 
-    The interval treats the runs as independent samples of facts. It does not cover what
-    a method's own randomness adds, which `spread` shows.
+    The interval treats the runs as independent samples of facts.
     """
     rates = [result[time].get(name) for result in results]
     known = [(rate, r[time].get(f"{name}_ci")) for rate, r in zip(rates, results, strict=True)]
@@ -38,12 +39,6 @@ def pooled(results: Sequence[Mapping], name: str, time: str = "after") -> Rate |
     return Rate(sum(rate for rate, _ in known) / len(known), half, len(known))
 
 
-def spread(results: Sequence[Mapping], name: str, time: str = "after") -> float:
-    """Largest minus smallest rate over the seeds."""
-    rates = [result[time][name] for result in results]
-    return max(rates) - min(rates)
-
-
 def by(results: Iterable[Mapping], *names: str) -> dict[tuple, list[Mapping]]:
     """Results grouped by these fields, in the order of appearance."""
     groups: dict[tuple, list[Mapping]] = {}
@@ -52,15 +47,22 @@ def by(results: Iterable[Mapping], *names: str) -> dict[tuple, list[Mapping]]:
     return groups
 
 
-def same_origin(results: Sequence[Mapping]) -> dict[str, list[str]]:
-    """What the results say of their origin: each value that occurs, by field."""
-    if not results:
-        raise ResultError("no result was given; run the commands that the page prints")
+def origin(results: Sequence[Mapping], missing: Mapping[str, str]) -> str:
+    """Where results come from, in short lines; how many were not run, and how to run the first.
+
+    missing: name -> command, as by `ece.grid.results`.
+    """
+    told = [f"{len(results)} runs, {len(missing)} declared but not run here"]
     origins = [result["provenance"] for result in results]
-    told = {name: {str(o[name]) for o in origins} for name in ("commit", "device", "dtype")}
+    values = {name: {str(o[name]) for o in origins} for name in ("commit", "device", "dtype")}
     for library in ("torch", "transformers"):
-        told[library] = {o["versions"][library] for o in origins}
-    return {name: sorted(values) for name, values in told.items()}
+        values[library] = {o["versions"][library] for o in origins}
+    for name, found in values.items():
+        short = ", ".join(sorted(value[:7] if name == "commit" else value for value in found))
+        told += wrap(f"{name}: {short or 'no files'}", WIDTH, subsequent_indent="  ")
+    if missing:
+        told += ["the first of those:", next(iter(missing.values())).replace(" --", " \\\n  --")]
+    return "\n".join(told)
 
 
 def html(

@@ -62,11 +62,7 @@ methods = list(dict.fromkeys(method for _, _, method in cells))
 models = list(dict.fromkeys(model for model, _, _ in cells))
 
 # %% tags=["nbval-ignore-output"]
-print(len(found), "runs;", len(missing), "declared but not run here")
-for name in list(missing)[:3]:
-    print("  not run here:", name)
-for field, values in tables.same_origin(found).items():
-    print(f"{field}: {', '.join(value[:12] for value in values)}")
+print(tables.origin(found, missing))
 
 # %% [markdown]
 # ## The table

@@ -44,10 +44,7 @@ models = list(dict.fromkeys(model for model, _ in runs))
 methods = list(dict.fromkeys(method for _, method in runs))
 
 # %% tags=["nbval-ignore-output"]
-print(len(found), "runs;", len(missing), "declared but not run here")
-if found:
-    for field, values in tables.same_origin(found).items():
-        print(f"{field}: {', '.join(value[:12] for value in values)}")
+print(tables.origin(found, missing))
 
 # %% [markdown]
 # ## How much is a thousand?
@@ -152,18 +149,18 @@ def breaking(run, name, line=80):
 
 KINDS = ("efficacy", "generalization", "specificity", "score")
 for model in models:
-    print(f"\n{model:14}", *(f"{kind[:6]:>7}" for kind in KINDS))
+    print(f"\n{model:14}", *(f"{kind[:4]:>5}" for kind in KINDS))
     for method in methods:
         if run := runs.get((model, method)):
             points = [breaking(run, kind) for kind in KINDS]
-            print(f"{method:14}", *(f"{p or '-':>7}" for p in points))
+            print(f"{method:14}", *(f"{p or '-':>5}" for p in points))
 
 # %% tags=["nbval-ignore-output"]
 for model in models:
     own = {m: runs[model, m]["points"] for m in methods
            if (model, m) in runs}
-    print(f"\n{model}: score at", *(p["edited"] for p in
-                                     next(iter(own.values()))))
+    print(f"\n{model}: score at\n  ",
+          *(p["edited"] for p in next(iter(own.values()))))
     for method, points in own.items():
         print(f"{method:14}", *(f"{p['score']:3.0f}" for p in points))
 

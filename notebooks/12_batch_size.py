@@ -43,10 +43,7 @@ methods = list(dict.fromkeys(r["method"] for r in found))
 sizes = sorted({r["batch"] for r in found})
 
 # %% tags=["nbval-ignore-output"]
-print(len(found), "runs;", len(missing), "declared but not run here")
-if found:
-    for field, values in tables.same_origin(found).items():
-        print(f"{field}: {', '.join(value[:12] for value in values)}")
+print(tables.origin(found, missing))
 
 # %% [markdown]
 # ## One solve, or many
@@ -90,8 +87,8 @@ whole = in_batches(24, True)
 for remember in (True, False):
     gaps = {n: float((in_batches(n, remember) - whole).norm())
             for n in (1, 4, 8, 24)}
-    kind = "with history" if remember else "without"
-    print(f"{kind:13}", *(f"{n}: {gap:.3f}" for n, gap in gaps.items()))
+    kind = "history" if remember else "none"
+    print(f"{kind:8}", *(f"{n}:{gap:.2f}" for n, gap in gaps.items()))
 
 # %% [markdown]
 # The numbers are distances to the one solve over all facts, by batch size. With a
@@ -139,17 +136,17 @@ over_sizes("score")
 # %% tags=["nbval-ignore-output"]
 KINDS = ("efficacy", "generalization", "specificity", "score")
 for model in models:
-    print(f"\n{model:18}", *(f"{kind[:6]:>6}" for kind in KINDS))
+    print(f"\n{model:17}", *(f"{kind[:4]:>4}" for kind in KINDS))
     for method in methods:
         for size in sizes:
             if own := runs.get((model, method, size)):
                 rates = [own[0]["after"][kind] for kind in KINDS]
-                print(f"{method:13}{size:5}",
-                      *(f"{rate:6.1f}" for rate in rates))
+                print(f"{method:13}{size:4}",
+                      *(f"{rate:4.0f}" for rate in rates))
 
 # %% [markdown]
 # How far apart are the best and the worst batch size, for each method? That is what the
-# paper's observation is about.
+# paper's observation is about. At the end of a line: with batches of ten.
 
 # %% tags=["nbval-ignore-output"]
 for model in models:
@@ -157,8 +154,8 @@ for model in models:
         line = [runs[model, method, n][0]["after"]["score"]
                 for n in sizes if (model, method, n) in runs]
         if line:
-            print(f"{model:12} {method:14} {min(line):5.1f} to "
-                  f"{max(line):5.1f}, smallest batch {line[0]:5.1f}")
+            print(f"{method:14}{min(line):5.1f} to {max(line):5.1f}, "
+                  f"at 10 {line[0]:5.1f}")
 
 # %% [markdown]
 # ## Batch size and time
@@ -198,7 +195,7 @@ live = {
 # %% tags=["nbval-ignore-output"]
 for size, result in live.items():
     print(f"batches of {size}:", *(
-        f"{kind} {result['after'][kind]:.0f}" for kind in KINDS[:3]))
+        f"{kind[:4]} {result['after'][kind]:.0f}" for kind in KINDS[:3]))
 
 # %% [markdown]
 # ## Summary

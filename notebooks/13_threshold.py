@@ -47,10 +47,7 @@ methods = list(dict.fromkeys(method for _, method, _ in runs))
 shares = sorted({p for _, _, p in runs})
 
 # %% tags=["nbval-ignore-output"]
-print(len(found), "runs;", len(missing), "declared but not run here")
-if found:
-    for field, values in tables.same_origin(found).items():
-        print(f"{field}: {', '.join(value[:12] for value in values)}")
+print(tables.origin(found, missing))
 
 # %% [markdown]
 # ## From a share of the score to a number of neurons
@@ -144,14 +141,14 @@ over_p("specificity")
 # %% tags=["nbval-ignore-output"]
 KINDS = ("efficacy", "generalization", "specificity", "score")
 for model_name in models:
-    print(f"\n{model_name:13}    p  kept", *(f"{k[:4]:>5}" for k in KINDS))
+    print(f"\n{model_name:12} kept", *(f"{k[:4]:>4}" for k in KINDS))
     for method in methods:
         for p in shares:
             if run := runs.get((model_name, method, p)):
                 n = run["edit"]["neurons"].values()
                 part = sum(n) / len(n) / W.shape[1]
-                print(f"{method:10} {p:6.2f} {part:5.0%}",
-                      *(f"{run['after'][k]:5.1f}" for k in KINDS))
+                print(f"{method:6} {p:5.2f} {part:4.0%}",
+                      *(f"{run['after'][k]:4.0f}" for k in KINDS))
 
 # %% [markdown]
 # Which $p$ is best for each score, and what does it gain over $p = 1$? With 200 facts
@@ -165,8 +162,8 @@ for model_name in models:
                 for p in shares if (model_name, method, p) in runs}
         if 1.0 in line:
             top = max(line, key=line.get)
-            print(f"{model_name:12} {method:7} best p {top:4.2f}: "
-                  f"{line[top]:.1f}, {line[top] - line[1.0]:+.1f}")
+            print(f"{model_name:11} {method} at p={top:4.2f} "
+                  f"{line[top]:.1f} {line[top] - line[1.0]:+.1f}")
 
 # %% [markdown]
 # ## What a part of the neurons cannot reach

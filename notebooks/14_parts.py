@@ -44,10 +44,7 @@ for table in TABLES:
     found, missing = found + done, {**missing, **left}
 
 # %% tags=["nbval-ignore-output"]
-print(len(found), "runs;", len(missing), "declared but not run here")
-if found:
-    for field, values in tables.same_origin(found).items():
-        print(f"{field}: {', '.join(value[:12] for value in values)}")
+print(tables.origin(found, missing))
 
 # %% [markdown]
 # ## One change at a time
@@ -61,15 +58,15 @@ import re
 NAMES = {
     "": "ece-rs as it is",
     "--no-history": "no history",
-    "--p 1.0": "no choice of neurons",
+    "--p 1.0": "all neurons",
     "--shared zero": "no shared phase",
-    "--shared mean": "shared: mean of the group",
+    "--shared mean": "mean of the group",
     "--clusters 1": "one group",
     "--clusters 5": "5 groups",
     "--clusters 20": "20 groups",
-    "--values-from current": "values from edited model",
-    "--adaptive 2": "2 layers by attribution",
-    "--adaptive 3": "3 layers by attribution",
+    "--values-from current": "edited values",
+    "--adaptive 2": "2 chosen layers",
+    "--adaptive 3": "3 chosen layers",
 }
 
 
@@ -128,9 +125,9 @@ def rows_of(model):
 
 
 for model in models:
-    print(f"\n{model:26}", *(f"{k[:4]:>5}" for k in KINDS))
+    print(f"\n{model:17}", *(f"{k[:4]:>4}" for k in KINDS))
     for name, rates in rows_of(model).items():
-        print(f"{name:26}", *(f"{rate:5.1f}" for rate in rates))
+        print(f"{name:17}", *(f"{rate:4.1f}" for rate in rates))
 
 # %% [markdown]
 # ## How much is whose
@@ -148,10 +145,10 @@ def contribution(model, name):
     return [mine[s] - other[s] for s in sorted(mine.keys() & other.keys())]
 
 
-PARTS = {"history": "no history", "selection": "no choice of neurons",
+PARTS = {"history": "no history", "selection": "all neurons",
          "shared phase": "no shared phase",
-         "anchor, not mean": "shared: mean of the group",
-         "original values": "values from edited model"}
+         "anchor, not mean": "mean of the group",
+         "original values": "edited values"}
 for model in models:
     print(f"\n{model}")
     for part, name in PARTS.items():
@@ -234,7 +231,7 @@ plt.show()
 # The band marks the layers of the preset, which were found by causal tracing
 # ({doc}`01_atlas`). Attribution at the subject's last token measures how much a layer
 # *does* there, not whether the answer depends on it, and the two need not agree. That is
-# an old warning {cite:p}`hase2023localization`. The rows "by attribution" of the table
+# an old warning {cite:p}`hase2023localization`. The rows "chosen layers" of the table
 # above say what it gives.
 #
 # ## Summary

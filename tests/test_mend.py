@@ -8,7 +8,8 @@ import torch
 from ece.baselines import mend
 from ece.baselines.base import Task
 from ece.baselines.mend import Mend, edit, train
-from ece.baselines.mend_net import Factors, factors, log_probs, nll, normalised, rows
+from ece.baselines.mend_net import Factors, factors, normalised
+from ece.baselines.told import log_probs, nll, rows
 from ece.errors import ConfigError, EditError, FactError, ModelError
 from ece.facts import Fact
 from ece.flags import field_docs

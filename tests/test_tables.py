@@ -1,9 +1,6 @@
 """Tables: means and intervals over seeds, groups, and markup that a page can show."""
 
-import pytest
-
-from ece.results import ResultError
-from ece.tables import Rate, by, html, pooled, same_origin, spread
+from ece.tables import WIDTH, Rate, by, html, origin, pooled
 
 
 def result(score, half, **names):
@@ -20,7 +17,6 @@ def test_a_rate_over_seeds_is_their_mean_with_a_narrower_interval():
     assert str(rate) == "93.0 ± 2.5"
     assert pooled(runs, "score") == Rate(93.0, None, 2) and str(pooled(runs, "score")) == "93.0"
     assert pooled(runs, "fluency") is None and pooled([], "efficacy") is None
-    assert spread(runs, "efficacy") == 6.0
 
 
 def test_results_are_grouped_in_order():
@@ -29,10 +25,15 @@ def test_results_are_grouped_in_order():
     assert list(groups) == [("b",), ("a",)] and [r["seed"] for r in groups["a",]] == [0, 1]
 
 
-def test_origins_are_told_and_nothing_is_made_of_nothing():
-    assert same_origin([result(1.0, 1.0)])["torch"] == ["2"]
-    with pytest.raises(ResultError, match="no result was given"):
-        same_origin([])
+def test_origins_are_told_in_short_lines():
+    runs = [result(1.0, 1.0) for _ in range(9)]
+    for i, run in enumerate(runs):
+        run["provenance"] = {**run["provenance"], "commit": f"{i}" * 40}
+    text = origin(runs, {"a": "python -m ece.experiment --facts 2"})
+    assert "9 runs, 1 declared but not run here" in text and "0000000, 1111111" in text
+    assert "torch: 2" in text and "ece.experiment \\\n  --facts 2" in text
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert "0 runs" in origin([], {}) and "no files" in origin([], {})
 
 
 def test_a_table_marks_cells_escapes_text_and_can_scroll():

@@ -1,13 +1,16 @@
 """What every baseline is: a few functions with one calling convention, and its numbers."""
 
+import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from torch import Tensor, nn
 
 from ece.errors import ConfigError
 from ece.facts import Fact
+from ece.model import Site, fingerprint
 
 Weights = dict[str, Tensor]
 """Parameter name -> value; of a model's own, or of what a baseline has trained."""
@@ -50,3 +53,15 @@ class Baseline:
             text = f"setting '{unknown[0]}' is not one of method {method}; it has: "
             raise ConfigError(text + ", ".join(known))
         return self.numbers(**{**self.preset, **settings})
+
+
+def mark_of(task: Task, facts: list[Fact], *more) -> str:
+    """Digest of model, numbers, facts and whatever else (JSON) decides what comes of them."""
+    said = [fingerprint(task.model), asdict(task.numbers), [asdict(fact) for fact in facts], *more]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def names_of(model: nn.Module, places: list[Site]) -> dict[int, str]:
+    """Layer -> name of its down-projection's weight in `model.named_parameters()`."""
+    named = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {site.layer: named[id(site.module.weight)] for site in places}

@@ -8,13 +8,12 @@ the target at the prompt's last token. FT-M scores each where it stands, given t
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 
-from ece.baselines.base import Task, Weights
+from ece.baselines.base import Task, Weights, names_of
+from ece.baselines.told import Rows, log_probs, nll, rows
 from ece.errors import ConfigError, StateError
-from ece.facts import Fact, by_length, encode, pad, target_ids
+from ece.facts import Fact, by_length, encode, target_ids
 from ece.model import sites
 
 GOALS = ("last", "answer")
@@ -68,8 +67,8 @@ def edit(task: Task, facts: list[Fact]) -> Weights:
     for _ in range(numbers.steps):
         adam.zero_grad()
         total = 0.0
-        for rows in chunks:
-            loss = _loss(task.model, live, rows).sum() / len(facts)
+        for asked in chunks:
+            loss = nll(log_probs(task.model, asked, live), asked) / len(facts)
             loss.backward()
             total += float(loss.detach())
         if total < numbers.stop:
@@ -87,47 +86,18 @@ def edit(task: Task, facts: list[Fact]) -> Weights:
 
 def trainable(model: nn.Module, layers: tuple[int, ...]) -> Weights:
     """Parameters of the down-projections of `layers`, by name."""
-    wanted = {id(site.module.weight) for site in sites(model, layers)}
-    return {n: p.detach() for n, p in model.named_parameters() if id(p) in wanted}
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Facts run together."""
-
-    ids: Int[Tensor, "row token"]
-    at: Int[Tensor, "row place"]
-    """Tokens that predict the target's tokens."""
-    targets: Int[Tensor, "row place"]
-    share: Float[Tensor, "row place"]
-    """One over the target's length on its tokens, 0 elsewhere."""
+    places = sites(model, layers)
+    names = names_of(model, places)
+    return {names[site.layer]: site.module.weight.detach() for site in places}
 
 
 def _chunks(task: Task, facts: list[Fact]) -> list[Rows]:
-    prompts = [encode(task.tokenizer, fact.text) for fact in facts]
-    targets = [target_ids(task.tokenizer, fact.target) for fact in facts]
-    last = task.numbers.goal == "last"
-    rows = [p if last else p + t[:-1] for p, t in zip(prompts, targets, strict=True)]
-    device, made = task.model.get_input_embeddings().weight.device, []
-    for chunk in by_length([len(row) for row in rows], task.numbers.max_tokens):
-        width = max(len(targets[i]) for i in chunk)
-        told = pad([targets[i] for i in chunk])[0]
-        size = torch.tensor([len(targets[i]) for i in chunk])[:, None]
-        place = torch.arange(width)
-        share = (place < size) / size
-        first = torch.tensor([len(prompts[i]) - 1 for i in chunk])[:, None]
-        at = first.expand(-1, width) if last else first + torch.minimum(place, size - 1)
-        parts = (pad([rows[i] for i in chunk])[0], at, told, share)
-        made.append(Rows(*(part.to(device) for part in parts)))
-    return made
-
-
-def _loss(model: nn.Module, weights: Weights, rows: Rows) -> Float[Tensor, " row"]:
-    """NLL per target token of each row under the model with `weights` in place."""
-    # Causal attention keeps right padding out of every real token: no mask is needed.
-    inputs = {"input_ids": rows.ids, "attention_mask": torch.ones_like(rows.ids)}
-    logits = functional_call(model, weights, kwargs={**inputs, "use_cache": False}).logits
-    at = rows.at[..., None].expand(-1, -1, logits.shape[-1])
-    told = logits.gather(1, at).float().log_softmax(-1)
-    picked = told.gather(2, rows.targets[..., None])[..., 0]
-    return -(picked * rows.share).sum(1)
+    """The facts as rows of like length, within the budget of tokens."""
+    last, device = task.numbers.goal == "last", task.model.get_input_embeddings().weight.device
+    sizes = [
+        len(encode(task.tokenizer, fact.text)) + len(target_ids(task.tokenizer, fact.target))
+        for fact in facts
+    ]
+    parts = by_length(sizes, task.numbers.max_tokens)
+    pairs = [[(facts[i].text, facts[i].target) for i in part] for part in parts]
+    return [rows(task.tokenizer, part, device, last) for part in pairs]

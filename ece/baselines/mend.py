@@ -5,7 +5,6 @@ names them for every family alike, while what stands before them differs (one ma
 two with a gate).
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +13,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ece.baselines.base import Task, Weights
+from ece.baselines.base import Task, Weights, mark_of, names_of
 from ece.baselines.fit import fit
 from ece.baselines.mend_net import (
     Factors,
     edited,
     factors,
     join,
-    log_probs,
     new_net,
-    nll,
     normalisers,
-    parameter_names,
-    rows,
 )
+from ece.baselines.told import log_probs, nll, rows
 from ece.errors import ConfigError, ModelError
 from ece.facts import Fact, by_length, encode, target_ids, validate
-from ece.model import Site, blocks, fingerprint, sites
+from ece.model import Site, blocks, sites
 
 SAMPLE = 256  # training facts that the normalisation is measured on
 
@@ -50,8 +46,8 @@ class Mend:
     edit_lr: float = 3e-3
     """Where the learned step sizes of edits start, > 0, per unit of normalised gradient."""
     edit_weight: float = 1.0
-    """$c_e$, >= 0: weight of the edit loss in training; locality has weight 1. With the paper's
-    0.1 a third of the edits of an embedded model failed after 400 and after 800 steps."""
+    """$c_e$, >= 0: weight of the edit loss in training; locality has weight 1. With 0.1
+    a third of the edits of an embedded model failed after 400 and after 800 steps."""
     most: int = 8
     """Edits at once in a training step: 1 to `most`, drawn."""
     near: int = 2
@@ -90,7 +86,7 @@ def edit(task: Task, facts: list[Fact]) -> Weights:
     _check(net, places)
     found = _gradients(task, places, facts)
     with torch.no_grad():
-        values = edited(net, places, found, parameter_names(task.model, places))
+        values = edited(net, places, found, names_of(task.model, places))
     for name, value in values.items():
         if not torch.isfinite(value).all():
             raise ModelError(f"MEND's new {name} is not finite; train with a smaller lr")
@@ -112,7 +108,7 @@ def train(
     if len(facts) < 2:
         raise ConfigError(f"MEND trains on at least two facts and was given {len(facts)}; add some")
     numbers, places = task.numbers, _places(task)
-    names = parameter_names(task.model, places)
+    names = names_of(task.model, places)
     device = places[0].weight.device
     measured = normalisers(_gradients(task, places, facts[:SAMPLE]))
     measured = {name: value.to(device) for name, value in measured.items()}
@@ -124,7 +120,7 @@ def train(
         return _loss(task, new, chosen, [*near, *far])
 
     net = new_net(places, numbers.rank, numbers.edit_lr, numbers.seed, device)
-    mark = _mark(task, facts)
+    mark = mark_of(task, facts)
     net = fit(net, loss, numbers.steps, numbers.lr, mark, numbers.seed, save_to, progress)
     return {**net, **measured}
 
@@ -191,9 +187,3 @@ def _check(net: Weights, places: list[Site]) -> None:
         if u is None or (*delta.shape, *u.shape) != size:
             text = f"MEND was not trained for layer {site.layer} of shape {size}; train it first"
             raise ModelError(text)
-
-
-def _mark(task: Task, facts: list[Fact]) -> str:
-    """Names model, data and settings of a training."""
-    told = f"{fingerprint(task.model)} {task.numbers!r} {facts!r}"
-    return hashlib.sha256(told.encode()).hexdigest()

@@ -10,53 +10,15 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ece.baselines.base import Weights
+from ece.baselines.told import Rows, log_probs, nll
 from ece.errors import ModelError
-from ece.facts import encode, pad, target_ids
 from ece.model import Site
 
 FLOOR = 0.01  # of a part's RMS deviation: no direction that hardly varies is blown up beyond it
-
-
-class Rows(NamedTuple):
-    """Prompts with their answers, ready to run; one forward reads all answers."""
-
-    ids: Int[Tensor, "row token"]
-    mask: Bool[Tensor, "row token"]
-    read: Bool[Tensor, "row token"]
-    """Positions that predict a token of an answer; without one, the prompt's last."""
-    answer: Int[Tensor, " read"]
-    """The answers' tokens in the order of `read`; 0 where a prompt has none."""
-    share: Float[Tensor, " read"]
-    """One over the answer's length, so that a row's sum is nats per token."""
-
-
-def rows(tokenizer, pairs: list[tuple[str, str]], device) -> Rows:
-    """(prompt, answer) texts as `Rows`; an answer "" means that the prompt is only read."""
-    coded = [(encode(tokenizer, p), target_ids(tokenizer, a) if a else [0]) for p, a in pairs]
-    ids, mask = pad([prompt + answer[:-1] for prompt, answer in coded])
-    read = torch.zeros_like(mask)
-    for row, (prompt, answer) in enumerate(coded):
-        read[row, len(prompt) - 1 : len(prompt) - 1 + len(answer)] = True
-    answers = torch.tensor([token for _, answer in coded for token in answer])
-    shares = torch.tensor([1 / len(answer) for _, answer in coded for _ in answer])
-    return Rows(*(tensor.to(device) for tensor in (ids, mask, read, answers, shares)))
-
-
-def log_probs(model: nn.Module, asked: Rows, weights: Weights) -> Float[Tensor, "read vocab"]:
-    """What the model says at the positions read, with `weights` in place of its own."""
-    inputs = dict(input_ids=asked.ids, attention_mask=asked.mask, logits_to_keep=asked.read)
-    out = functional_call(model, weights, kwargs=dict(inputs, use_cache=False))
-    return out.logits.float().log_softmax(-1)
-
-
-def nll(said: Float[Tensor, "read vocab"], asked: Rows) -> Float[Tensor, ""]:
-    """Nats per token of the answers, summed over rows."""
-    return -(said.gather(1, asked.answer[:, None])[:, 0] * asked.share).sum()
 
 
 class Factors(NamedTuple):
@@ -202,9 +164,3 @@ def edited(
         value = (W.float() - update).to(W.dtype)
         made[names[site.layer]] = value if W.is_contiguous() else value.T
     return made
-
-
-def parameter_names(model: nn.Module, places: list[Site]) -> dict[int, str]:
-    """Layer -> name of its down-projection's weight in `model.named_parameters()`."""
-    named = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {site.layer: named[id(site.module.weight)] for site in places}

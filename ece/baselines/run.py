@@ -11,11 +11,10 @@ import torch
 from safetensors.torch import save as serialise
 from torch import nn
 
-from ece.baselines.base import Baseline, Task, Weights
+from ece.baselines.base import Baseline, Task, Weights, mark_of
 from ece.errors import StateError
 from ece.facts import Fact, validate
 from ece.files import read_json, read_tensors, write, write_json
-from ece.model import fingerprint
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def sequence(
     """
     parts = [facts[i : i + batch] for i in range(0, len(facts), batch)]
     folder = None if save_to is None else Path(save_to)
-    mark = _mark(task, facts, batch)
+    mark = mark_of(task, facts, batch, _sums(task.trained))
     done = Done() if folder is None else _resume(task.model, folder, mark)
     if done.records and on_batch is not None:
         on_batch(len(done.records) - 1, done.records[-1], parts[len(done.records) - 1])
@@ -101,15 +100,10 @@ def sequence(
     return done
 
 
-def _mark(task: Task, facts: list[Fact], batch: int) -> str:
-    """Digest of everything that decides how the sequence goes on."""
-    told = [asdict(fact) for fact in facts]
-    said = [fingerprint(task.model), asdict(task.numbers), told, batch]
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-    for name in sorted(task.trained):
-        value = task.trained[name].detach().cpu().flatten().contiguous().view(torch.uint8)
-        digest.update(name.encode() + value.numpy().tobytes())
-    return digest.hexdigest()
+def _sums(weights: Weights) -> dict[str, str]:
+    """Name -> SHA-256 of the value."""
+    parts = {name: weights[name].detach().cpu().contiguous() for name in weights}
+    return {n: hashlib.sha256(serialise({n: value})).hexdigest() for n, value in parts.items()}
 
 
 def _save(model: nn.Module, folder: Path, mark: str, done: Done) -> None:

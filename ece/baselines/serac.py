@@ -6,18 +6,16 @@ else the base model. Both are trained ahead on facts that are never edited; an e
 one entry of the memory.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ece.baselines import serac_answer, serac_scope
-from ece.baselines.base import Task, Weights
+from ece.baselines.base import Task, Weights, mark_of
 from ece.baselines.fit import fit
 from ece.baselines.serac_view import View
 from ece.errors import ConfigError
 from ece.facts import Fact
-from ece.model import fingerprint
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def train(
     facts: none of those that will be edited; their paraphrases and neighbours are used.
     save_to: path from which two are made, one per part, so that a killed run goes on.
     """
-    numbers, mark = task.numbers, _mark(task, facts)
+    numbers, mark = task.numbers, mark_of(task, facts)
     made = serac_answer.network(task)
     jobs = {
         "scope": (
@@ -101,11 +99,6 @@ def train(
 def view(task: Task, facts: list[Fact]) -> View:
     """The model to be asked once `facts` are in the memory; of equal prompts the last holds."""
     return View(task, facts)
-
-
-def _mark(task: Task, facts: list[Fact]) -> str:
-    parts = (fingerprint(task.model), repr(task.numbers), repr(facts))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _shifted(progress: Callable | None, before: int, total: int) -> Callable | None:

@@ -1,17 +1,13 @@
 """What a baseline learns ahead of editing, kept under a name that says what it was learned from."""
 
-import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 from safetensors.torch import save as serialise
 
-from ece.baselines.base import Baseline, Task, Weights
+from ece.baselines.base import Baseline, Task, Weights, mark_of
 from ece.facts import Fact
 from ece.files import read_json, read_tensors, write, write_json
-from ece.model import fingerprint
 
 
 def trained(
@@ -39,9 +35,3 @@ def trained(
     for part in Path(folder).glob(f"{name}.part*"):
         part.unlink()
     return learned
-
-
-def mark_of(task: Task, facts: list[Fact]) -> str:
-    """Digest of model, numbers and facts: two trainings of one mark learn the same."""
-    said = [fingerprint(task.model), asdict(task.numbers), [asdict(fact) for fact in facts]]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
