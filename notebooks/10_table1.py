@@ -303,7 +303,7 @@ def edited_neighbours(count, seed=0):
 
 unfair = {n: edited_neighbours(n) for n in (100, 200, 300, 600, 1200)}
 for count, share in unfair.items():
-    print(f"{count:5} edits: {share:4.0%} of neighbours were edited too")
+    print(f"{count:5} edits: {share:4.0%} of neighbours")
 
 # %% [markdown]
 # That share of the specificity says nothing about harm, and pulls it down for every method

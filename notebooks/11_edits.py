@@ -69,10 +69,10 @@ every = load_facts("counterfact")
 model, tokenizer = ece.load(MODEL, DEVICE)
 layers = ece.configure(MODEL, "ece-rs").layers
 width = ece.sites(model, layers)[0].weight.shape[1]
-print(f"{MODEL}: {len(every)} facts that can be edited one by one")
+print(f"{MODEL}: {len(every)} facts")
 for edits in (100, 300, 600, 1200):
     print(f"{edits:5} edits: {edits / len(every):4.0%} of them, "
-          f"{edits / width:4.1f} per neuron of a layer")
+          f"{edits / width:.1f} a neuron")
 
 # %% [markdown]
 # ## The curves
@@ -162,7 +162,7 @@ for model in models:
     print(f"\n{model}: score at\n  ",
           *(p["edited"] for p in next(iter(own.values()))))
     for method, points in own.items():
-        print(f"{method:14}", *(f"{p['score']:3.0f}" for p in points))
+        print(f"{method:14}", "".join(f"{p['score']:3.0f}" for p in points))
 
 # %% [markdown]
 # ## Forgetting, batch by batch
@@ -212,8 +212,8 @@ live = run_cell(Settings(
 
 # %% tags=["nbval-ignore-output"]
 for point in live["points"]:
-    print(point["edited"], "edits:", *(
-        f"{kind} {point[kind]:.0f}" for kind in KINDS))
+    print(f"{point['edited']:2}:", *(
+        f"{kind[:4]} {point[kind]:.0f}" for kind in KINDS))
 
 # %% [markdown]
 # ## Summary

@@ -154,8 +154,8 @@ for model in models:
         line = [runs[model, method, n][0]["after"]["score"]
                 for n in sizes if (model, method, n) in runs]
         if line:
-            print(f"{method:14}{min(line):5.1f} to {max(line):5.1f}, "
-                  f"at 10 {line[0]:5.1f}")
+            print(f"{method:13} {min(line):.1f} to {max(line):.1f}, "
+                  f"10: {line[0]:.1f}")
 
 # %% [markdown]
 # ## Batch size and time
@@ -166,15 +166,15 @@ for model in models:
 
 # %% tags=["nbval-ignore-output"]
 for model in models:
-    print(f"\n{model:14}", *(f"{n:>6}" for n in sizes))
+    print(f"\n{model:13}", *(f"{n:>5}" for n in sizes))
     for method in methods:
         cost = []
         for size in sizes:
             own = runs.get((model, method, size))
             spent = own and sum(own[0]["seconds"][k] for k in
                                 ("values", "keys", "solve"))
-            cost.append(f"{spent / own[0]['facts']:6.3f}" if own else "-")
-        print(f"{method:14}", *cost)
+            cost.append(f"{spent / own[0]['facts']:.3f}" if own else "-")
+        print(f"{method:13}", *cost)
 
 # %% [markdown]
 # ## Live, in small

@@ -65,13 +65,16 @@ stats = ece.second_moment(
 # average over these.
 
 # %%
+from textwrap import fill
+
 from ece.facts import ends_of_names
 
 text = atlas.corpus(1, seed=3)[0]
 pairs = ends_of_names(tokenizer, text)[:40]
-print("".join(
+marked = "".join(
     tokenizer.decode([t]) + ("|" if end else "") for t, end in pairs
-))
+)
+print(fill(marked, tables.WIDTH))
 
 # %% [markdown]
 # The bars mark the tokens that end a name: the last of one or more capitalised words. That
@@ -369,7 +372,7 @@ live = {nu: harm(names=nu) for nu in (0.0, config.names)}
 
 # %% tags=["nbval-ignore-output"]
 for nu, (rates, moved) in live.items():
-    print(f"{nu:4.2f}: efficacy {rates['efficacy']:.0f}, "
+    print(f"{nu:4.2f}: effi. {rates['efficacy']:.0f}, "
           f"spec. {rates['specificity']:.1f}, moved {moved:.2f}")
 
 # %% [markdown]
