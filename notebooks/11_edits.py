@@ -162,7 +162,8 @@ for model in models:
     print(f"\n{model}: score at\n  ",
           *(p["edited"] for p in next(iter(own.values()))))
     for method, points in own.items():
-        print(f"{method:14}", "".join(f"{p['score']:3.0f}" for p in points))
+        line = "".join(f"{p['score']:3.0f}" for p in points)
+        print(f"{method:14}", line)
 
 # %% [markdown]
 # ## Forgetting, batch by batch
