@@ -24,7 +24,8 @@ def mass(
     walk = walk_to_subjects(model, subject_rows(tokenizer, facts, ("{}",)), len(facts), max_tokens)
     totals = []
     for layer in range(last):
-        walk, keys, _ = walk_past(walk, len(facts), layer, layer)
+        passed, keys, _ = walk_past(walk, len(facts), layer, layer)
+        walk = passed.walk
         weight = sites(model, (layer,))[0].weight
         totals.append(scores(kind, keys[:, 0], weight).double().sum(1))
     each = torch.stack(totals, 1)  # [edit, layer]

@@ -129,7 +129,7 @@ def _fail(field: str, value: object, allowed: str):
 
 _ATLAS = dict(lr=10.0, weight_decay=50.0, ridge=1e-3)  # states are some 200 to 350 long
 PRESETS: dict[str, dict] = {
-    "atlas-gpt2": dict(_ATLAS | dict(lr=15.0), layers=(0, 1, 2), lam=150.0, p=0.99, clusters=15),
+    "atlas-gpt2": dict(_ATLAS | dict(lr=15.0), layers=(0, 1, 2), lam=150.0, p=0.99),
     "atlas-gptj": dict(_ATLAS, layers=(1, 2), lam=60.0, p=0.99),
     "atlas-llama": dict(_ATLAS, layers=(1, 2), lam=60.0, p=0.95),
     "gpt2-xl": dict(layers=(13, 14, 15, 16, 17), lr=0.5, lam=20000.0, steps=20, own_steps=4),

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ece.config import Config
 from ece.errors import StateError
 from ece.facts import Fact, validate
 from ece.keys import mix, subject_rows, walk_past, walk_to_subjects
-from ece.loss import prepare
+from ece.prepare import prepare
 from ece.model import fingerprint, sites
 from ece.report import Report, value_part
 from ece.score import batch_set, scores
@@ -30,7 +31,7 @@ from ece.state import (
 from ece.stats import Stats, check
 from ece.storage import load_state, load_values, open_run, save_batch, save_state, save_values
 from ece.values import Values, renewed, two_step
-from ece.walk import Walk
+from ece.walk import Walk, rewritten
 
 __all__ = [
     "EditState",
@@ -131,11 +132,11 @@ def _plan(values: Values, config: Config) -> list[tuple[int, Values, int]]:
 def _edit_layer(walk, stats, state, config, layer, goal, left, done, record) -> Walk:
     """Solve for one layer with the keys of the model as it is now, and write the update.
 
-    Returns the walk before `layer`, where the next layer's keys go on.
+    Returns the walk behind `layer` as written, where the next layer's keys go on.
     """
     began = time.perf_counter()
     site = sites(walk.model, (layer,))[0]
-    walk, keys, states = walk_past(walk, len(goal.hidden), layer, goal.layer)
+    passed, keys, states = walk_past(walk, len(goal.hidden), layer, goal.layer)
     K = mix(keys, config.keys)
     check_finite(f"keys at layer {layer}", K)
     R = spread(goal.z.to(states) - states, config.spread, left)
@@ -153,8 +154,14 @@ def _edit_layer(walk, stats, state, config, layer, goal, left, done, record) -> 
         done["keys"][layer] = K.detach().clone()
     weight[:, mask] = written
     record["norms"][layer], record["jitter"][layer] = float(delta.norm()), jitter
-    record["seconds"]["keys"] += middle - began
-    record["seconds"]["solve"] += time.perf_counter() - middle
+    solved = time.perf_counter()
+    walk = passed.walk
+    if layer != config.layers[-1]:
+        change = torch.zeros(weight.shape, device=weight.device)
+        change[:, mask] = written.float() - before.float()
+        walk = rewritten(passed, change)
+    record["seconds"]["keys"] += middle - began + time.perf_counter() - solved
+    record["seconds"]["solve"] += solved - middle
     return walk
 
 

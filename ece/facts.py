@@ -139,18 +139,24 @@ def pad(
 ENOUGH = 1024  # tokens that keep a device busy: beyond them, less padding is worth more
 
 
-def by_length(lengths: list[int], max_tokens: int) -> list[list[int]]:
+def by_length(lengths: list[int] | list[tuple[int, ...]], max_tokens: int) -> list[list[int]]:
     """Indices in chunks of like length, each within `max_tokens` when padded (or one row).
 
     A chunk of `ENOUGH` tokens ends where lengths grow, so that little of it is padding.
+    A row of several parts, each padded by itself, gives their lengths, the one that matters
+    most first.
     """
-    chunks, order = [], sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    for i in order:
-        full = not chunks or (len(chunks[-1]) + 1) * lengths[i] > max_tokens
-        last = 0 if full else lengths[chunks[-1][-1]]
-        if full or (lengths[i] > last and len(chunks[-1]) * last >= ENOUGH):
+    parts = [(length,) if isinstance(length, int) else length for length in lengths]
+    chunks, wide = [], ()
+    for i in sorted(range(len(parts)), key=lambda i: (parts[i], i)):
+        padded = tuple(map(max, wide, parts[i])) if chunks else parts[i]
+        full = not chunks or (len(chunks[-1]) + 1) * sum(padded) > max_tokens
+        grows = not full and parts[i] != parts[chunks[-1][-1]]
+        if full or (grows and len(chunks[-1]) * sum(wide) >= ENOUGH):
             chunks.append([])
+            padded = parts[i]
         chunks[-1].append(i)
+        wide = padded
     return chunks
 
 

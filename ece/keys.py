@@ -5,9 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ece.facts import Fact, by_length, locate_all
-from ece.hooks import capture
-from ece.model import sites
-from ece.walk import Walk, advance, common, passes, start
+from ece.walk import Passed, Walk, advance, common, start, through
 
 
 def subject_rows(tokenizer, facts: list[Fact], templates: tuple[str, ...]) -> list[list[int]]:
@@ -40,25 +38,23 @@ def walk_to_subjects(model: nn.Module, rows: list[list[int]], edits: int, max_to
 
 def walk_past(
     walk: Walk, edits: int, layer: int, at: int
-) -> tuple[Walk, Float[Tensor, "edit context ff"], Float[Tensor, "edit model"]]:
+) -> tuple[Passed, Float[Tensor, "edit context ff"], Float[Tensor, "edit model"]]:
     """Keys of all contexts at `layer`, and the bare prompts' states after block `at`.
 
-    Also the walk before `layer`, from where the keys of later layers go on once this layer's
-    weights have changed. Only the bare rows go on from `layer` to `at`.
+    Also the walk past `layer`, from where the keys of later layers go on: as it is, or
+    `ece.walk.rewritten` once this layer's weights have changed. Only the bare rows go on to `at`.
     """
-    walk = advance(walk, layer)
-    keys, order = [], torch.cat([part.rows for part in walk.parts]).argsort()
-    with capture(sites(walk.model, (layer,))) as found:
-        for part, _ in passes(walk, layer):
-            keys.append(
-                found[layer][torch.arange(len(part.last), device=part.last.device), part.last]
-            )
-    keys = torch.cat(keys)[order]
+    passed = through(advance(walk, layer))
+    walk = passed.walk
+    order = torch.cat([part.rows for part in walk.parts]).argsort()
+    ends = [keys[torch.arange(len(part.last), device=part.last.device), part.last]
+            for part, keys in zip(walk.parts, passed.parts, strict=True)]  # fmt: skip
+    keys = torch.cat(ends)[order]
     each = len(keys) // edits
     bare = advance(walk.only(torch.arange(0, len(keys), each)), at + 1)
     states = torch.cat([part.at_last() for part in bare.parts])
     back = torch.cat([part.rows for part in bare.parts]).argsort()
-    return walk, keys.unflatten(0, (edits, each)), states[back].float()
+    return passed, keys.unflatten(0, (edits, each)), states[back].float()
 
 
 def keys_and_states(

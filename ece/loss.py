@@ -1,26 +1,17 @@
-"""The loss of a value: facts turned into rows once, then measured at many values.
+"""The loss of a value: facts that `ece.prepare` turned into rows, measured at many values.
 
 NLL of the target over the contexts, and the KL divergence of what follows
 "{subject} is a" from what followed it before the edit.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from torch.nn.functional import kl_div
+from torch import Tensor
+from torch.nn.functional import kl_div, pad
 
-from ece.config import Config
-from ece.facts import Fact, by_length, locate_all, target_ids
-from ece.hooks import capture
-from ece.keys import mix
-from ece.model import sites
-from ece.upper import Upper, lift
-from ece.walk import Part, Walk, advance, pass_heads, run, start
-
-ESSENCE = "{} is a"
+from ece.upper import Upper, joined
 
 
 @dataclass(frozen=True)
@@ -49,6 +40,37 @@ class Chunk:
         fields = ("facts", "where", "targets", "share", "end", "usual")
         kept = {name: getattr(self, name)[keep] for name in fields}
         return replace(self, upper=self.upper.take(rows), **kept)
+
+
+def merged(chunks: list[Chunk], most: int) -> list[Chunk]:
+    """Small neighbours as one chunk, as long as it holds no more than `most` tokens.
+
+    A few facts by themselves leave a device idle: anchors, or those that are not done yet.
+    """
+    groups: list[list[Chunk]] = []
+    for chunk in chunks:
+        both = [*groups[-1], chunk] if groups else []
+        rows = sum(len(part.upper.mask) for part in both)
+        if both and rows * max(part.upper.mask.shape[-1] for part in both) <= most:
+            groups[-1] = both
+        else:
+            groups.append([chunk])
+    return [group[0] if len(group) == 1 else _joined(group) for group in groups]
+
+
+def _joined(chunks: list[Chunk]) -> Chunk:
+    """Chunks as one; targets are filled up to the longest, with share 0."""
+    width = max(chunk.targets.shape[1] for chunk in chunks)
+
+    def column(name: str) -> Tensor:
+        parts = [getattr(chunk, name) for chunk in chunks]
+        if name in ("where", "targets", "share"):
+            parts = [pad(part, (0, width - part.shape[-1])) for part in parts]
+        return torch.cat(parts)
+
+    fields = ("facts", "where", "targets", "share", "end", "usual")
+    upper = joined([chunk.upper for chunk in chunks])
+    return replace(chunks[0], upper=upper, **{name: column(name) for name in fields})
 
 
 @dataclass(frozen=True)
@@ -80,86 +102,6 @@ class Problem:
                 chunks.append(replace(part, facts=place[part.facts]))
         fields = ("hidden", "keys", "nll", "holds")
         return replace(self, chunks=chunks, **{name: getattr(self, name)[facts] for name in fields})
-
-
-def prepare(
-    model: nn.Module,
-    tokenizer,
-    facts: list[Fact],
-    templates: tuple[str, ...],
-    config: Config,
-    layer: int,
-) -> Problem:
-    """Run everything below and before the values once; see `ece.upper`."""
-    flat, each = _rows(tokenizer, facts, templates), len(templates) + 1
-    groups = [flat[i : i + each] for i in range(0, len(flat), each)]
-    sizes = [each * max(len(ids) - at for ids, at in group) for group in groups]
-    members = by_length(sizes, config.max_tokens)
-    chunks = [[each * i + j for i in group for j in range(each)] for group in members]
-    ids, last = map(list, zip(*flat, strict=True))
-    kinds = list(range(each)) * len(facts)
-    walk = advance(start(model, ids, kinds, last, chunks), layer)
-    first, made = [], []
-    for group, (part, keys, upper, begin) in zip(members, _lifted(walk, last), strict=True):
-        targets = [target_ids(tokenizer, facts[i].target) for i in group]
-        chunk = _chunk(group, upper, part.last - begin, targets)
-        hidden = upper.hidden[::each, 0].float()
-        with torch.no_grad():
-            picked, usual = log_probs(chunk, torch.zeros_like(hidden))
-        made.append(replace(chunk, usual=usual))
-        key = mix(keys.unflatten(0, (-1, each))[:, :-1], config.keys)
-        first.append((hidden, key, nll_of(chunk, picked), wins(chunk, picked)[:, 0]))
-    back = torch.cat([chunk.facts for chunk in made]).argsort()
-    columns = zip(*first, strict=True)
-    return Problem(layer, made, *(torch.cat(parts)[back] for parts in columns))
-
-
-@torch.no_grad()
-def _lifted(walk: Walk, last: list[int]) -> Iterator[tuple[Part, Tensor, Upper, Tensor]]:
-    """Per part: itself, the keys at the subjects' last tokens, its upper run, where that begins."""
-    layer = walk.layer
-    heads, past = pass_heads(walk, layer)
-    over = replace(walk, layer=layer + 1, heads=heads)
-    above = pass_heads(over)[1]
-    at = torch.tensor(last, device=heads.length.device)
-    for part in walk.parts:
-        begin = at[part.rows] - heads.length[part.head]
-        with capture(sites(walk.model, (layer,))) as found:
-            states = run(walk, part, past, layer)
-        keys = found[layer][torch.arange(len(begin), device=begin.device), begin]
-        yield part, keys, lift(over, replace(part, states=states), above, begin), begin
-
-
-def _rows(tokenizer, facts: list[Fact], templates: tuple[str, ...]) -> list[tuple[list[int], int]]:
-    """`(ids, subject's last token)` of each fact's contexts with the target, then its essence."""
-    pairs = [
-        (template, fact.subject)
-        for fact in facts
-        for template in (*(t.replace("{}", fact.prompt) for t in templates), ESSENCE)
-    ]
-    rows, each = locate_all(tokenizer, pairs), len(templates) + 1
-    for i, fact in enumerate(facts):
-        told = target_ids(tokenizer, fact.target)[:-1]
-        for j in range(i * each, (i + 1) * each - 1):
-            rows[j] = rows[j][0] + told, rows[j][1]
-    return rows
-
-
-def _chunk(members: list[int], upper: Upper, ends: Tensor, targets: list[list[int]]) -> Chunk:
-    """The chunk of facts `members`, without its usual log-probabilities.
-
-    `ends[row]` is a row's last token, counted from its subject's last.
-    """
-    width, sizes = max(map(len, targets)), torch.tensor([len(t) for t in targets])
-    filled = torch.tensor([t + t[-1:] * (width - len(t)) for t in targets])
-    place = torch.minimum(torch.arange(width), sizes[:, None] - 1)
-    share = (torch.arange(width) < sizes[:, None]) / sizes[:, None]
-    last = ends.cpu().unflatten(0, (len(members), -1))
-    # A context row ends with all target tokens but the last: its end predicts the last one.
-    where = (last[:, :-1] - sizes[:, None] + 1)[..., None] + place[:, None]
-    parts = (torch.tensor(members), where, filled, share, last[:, -1])
-    at, *rest = (part.to(ends.device) for part in parts)
-    return Chunk(at, upper, *rest)
 
 
 def log_probs(

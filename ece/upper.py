@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from ece.facts import pad
+from ece import facts
 from ece.model import between
 from ece.walk import Part, Past, Walk, cached, masked
 
@@ -21,7 +22,7 @@ from ece.walk import Part, Past, Walk, cached, masked
 @torch.no_grad()
 def states_at(model: nn.Module, rows: list[list[int]], layer: int) -> Float[Tensor, "row token d"]:
     """Residual stream after block `layer` for right-padded rows (states at pads are junk)."""
-    ids, _ = pad(rows)
+    ids, _ = facts.pad(rows)
     ids = ids.to(model.get_input_embeddings().weight.device)
     with between(model, 0, layer) as base:
         # Causal attention keeps right padding out of every real token: no mask is needed.
@@ -45,6 +46,11 @@ class Upper:
     past: Past
     """Keys and values of the earlier tokens, per upper block."""
 
+    @property
+    def before(self) -> int:
+        """Places for earlier tokens."""
+        return self.mask.shape[-1] - self.hidden.shape[1]
+
     def run(self, delta: Float[Tensor, "row d"]) -> Float[Tensor, "row token d"]:
         """Final states (after the last norm) with `delta` added at the subject's last token."""
         first = (self.hidden[:, :1].float() + delta[:, None]).to(self.hidden.dtype)
@@ -60,11 +66,32 @@ class Upper:
                 use_cache=True,
             ).last_hidden_state
 
-    def take(self, rows: Int[Tensor, " kept"]) -> "Upper":
-        """The same for some of the rows."""
+    def take(self, rows: Int[Tensor, " kept"], width: int | None = None) -> "Upper":
+        """The same for some of the rows, without the tokens from `width` on."""
         past = [(keys[rows], values[rows]) for keys, values in self.past]
-        hidden, positions, mask = self.hidden[rows], self.positions[rows], self.mask[rows]
+        hidden, positions = self.hidden[rows, :width], self.positions[rows, :width]
+        mask = self.mask[rows, :, :width, : self.before + hidden.shape[1]]
         return replace(self, hidden=hidden, positions=positions, mask=mask, past=past)
+
+
+def joined(uppers: list[Upper]) -> Upper:
+    """The rows of several as one, padded to the widest; pads are masked and never read."""
+    size = max(upper.hidden.shape[1] for upper in uppers)
+    before = max(upper.before for upper in uppers)
+    like = next((upper.past for upper in uppers if upper.past), [])
+    wide, pasts = [], []
+    for upper in uppers:
+        after, old = size - upper.hidden.shape[1], before - upper.before
+        mask = pad(upper.mask, (old, after, 0, after), value=torch.finfo(upper.mask.dtype).min)
+        places = pad(upper.positions, (0, after))
+        wide.append((pad(upper.hidden, (0, 0, 0, after)), places, mask))
+        none = [tuple(t.new_zeros(len(mask), t.shape[1], 0, t.shape[3]) for t in pair)
+                for pair in like]  # fmt: skip
+        pasts.append([tuple(pad(t, (0, 0, old, 0)) for t in pair) for pair in upper.past or none])
+    hidden, positions, mask = (torch.cat(parts) for parts in zip(*wide, strict=True))
+    past = [tuple(torch.cat(parts) for parts in zip(*block, strict=True))
+            for block in zip(*pasts, strict=True)]  # fmt: skip
+    return replace(uppers[0], hidden=hidden, positions=positions, mask=mask, past=past)
 
 
 @torch.no_grad()

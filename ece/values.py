@@ -7,8 +7,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ece.config import Config
+from ece.facts import ENOUGH
 from ece.group import Groups, jaccard, k_medoids
-from ece.loss import Chunk, Problem, kl_of, log_probs, nll_of, wins
+from ece.loss import Chunk, Problem, kl_of, log_probs, merged, nll_of, wins
 from ece.score import fact_sets, scores
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's usual ones
@@ -92,7 +93,8 @@ def descend(
     norms = hidden.norm(dim=1)
     limit = config.clamp * norms.new_zeros(len(sizes)).index_add(0, owner, weight * norms)
     total = _clamped(total, limit)
-    chunks, taken = problem.chunks, torch.zeros_like(sizes)
+    most, taken = min(ENOUGH, config.max_tokens), torch.zeros_like(sizes)
+    chunks = merged(problem.chunks, most)
     moments, losses = (torch.zeros_like(total), torch.zeros_like(total)), []
     nll, sure = problem.nll.clone(), torch.zeros_like(problem.holds)
     for step in range(steps + 1):
@@ -105,7 +107,8 @@ def descend(
         live = _unfinished(nll, sure, owner, weight, config)
         if step == steps or not live.any():
             break
-        chunks = [part for part in (_alive(chunk, live[owner]) for chunk in chunks) if part]
+        left = [part for part in (_alive(chunk, live[owner]) for chunk in chunks) if part]
+        chunks = merged(left, most)
         moments, move = _adam(moments, gradient, step + 1)
         total = _clamped(total - config.lr * move * live[:, None], limit)
         taken += live

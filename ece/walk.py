@@ -5,7 +5,6 @@ follows it (causality), so its states, keys and values are computed once per cal
 row runs from where it differs.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from ece.facts import pad
-from ece.model import between
+from ece.facts import by_length, pad
+from ece.hooks import capture
+from ece.model import between, sites
 
 Past = list[tuple[Tensor, Tensor]]
 """Keys and values `[row, head, token, width]`, per block."""
@@ -197,9 +197,44 @@ def cached(past: Past, rows: Int[Tensor, " row"], first: int) -> DynamicCache | 
     return cache
 
 
+@dataclass(frozen=True)
+class Passed:
+    """A walk behind an edit layer, with what it takes to correct it once the layer is written."""
+
+    walk: Walk
+    """At the door of the next block, by the weights as they were."""
+    heads: Float[Tensor, "head before ff"] | None
+    """The layer's keys at the beginnings' tokens (None: there are none)."""
+    parts: list[Float[Tensor, "_ _ ff"]]
+    """And at the parts' tokens."""
+
+
 @torch.no_grad()
-def passes(walk: Walk, last: int) -> Iterator[tuple[Part, Tensor]]:
-    """Each part with its states after block `last`, one at a time (for hooks in between)."""
-    _, past = pass_heads(walk, last)
-    for part in walk.parts:
-        yield part, run(walk, part, past, last)
+def through(walk: Walk) -> Passed:
+    """The walk through block `walk.layer`, whose keys are kept."""
+    layer = walk.layer
+    with capture(sites(walk.model, (layer,))) as found:
+        heads, past = pass_heads(walk, layer)
+        begun, parts, keys = found.pop(layer, None), [], []
+        for part in walk.parts:
+            parts.append(replace(part, states=run(walk, part, past, layer)))
+            keys.append(found[layer])
+    return Passed(replace(walk, layer=layer + 1, heads=heads, parts=parts), begun, keys)
+
+
+def rewritten(passed: Passed, change: Float[Tensor, "model ff"]) -> Walk:
+    """The walk as it is after `change` was added to the down-projection it passed.
+
+    The block's other parts see the same input as before: only what the down-projection adds to
+    the stream differs, by `change` times the key.
+    """
+
+    def corrected(states: Tensor, keys: Tensor) -> Tensor:
+        return (states.float() + keys.float() @ change.T.to(keys.device)).to(states.dtype)
+
+    walk, heads = passed.walk, passed.walk.heads
+    if passed.heads is not None:
+        heads = replace(heads, states=corrected(heads.states, passed.heads))
+    pairs = zip(walk.parts, passed.parts, strict=True)
+    parts = [replace(part, states=corrected(part.states, keys)) for part, keys in pairs]
+    return replace(walk, heads=heads, parts=parts)

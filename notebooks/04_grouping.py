@@ -406,7 +406,7 @@ print(f"groups: {len(alone.medoids)} of the {config.clusters} asked for")
 # %%
 from dataclasses import replace
 
-from ece.loss import prepare
+from ece.prepare import prepare
 from ece.values import groups_of
 
 some = facts[:20]

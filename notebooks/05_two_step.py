@@ -122,7 +122,7 @@ def loss_of(delta, norm):
 # it must be five steps of the loop above.
 
 # %%
-from ece.loss import prepare
+from ece.prepare import prepare
 from ece.values import descend
 
 alone = prepare(model, tokenizer, [one], ("{}",), bare, layer)

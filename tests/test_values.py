@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ece import naive
-from ece.loss import log_probs, nll_of, prepare
+from ece.loss import log_probs, nll_of
+from ece.prepare import prepare
 from ece.model import sites
 from ece.state import new_state
 from ece.values import _adam, descend, groups_of, two_step
