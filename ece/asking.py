@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -25,11 +25,13 @@ def score(
     clock: Counter,
     before: Scores | None = None,
     texts: bool = True,
+    edited: Collection[str] | None = None,
 ) -> Scores:
-    """The facts' scores now; `before` are those of the unedited model."""
+    """The facts' scores now; `before` are those of the unedited model, `edited` all prompts
+    that the run edits."""
     with timed(clock, "evaluate"):
         compat = settings.compat and settings.dataset == "zsre"
-        scores = evaluate(model, tokenizer, facts, compat=compat)
+        scores = evaluate(model, tokenizer, facts, compat=compat, edited=edited)
         if before is not None:
             scores = replace(scores, unchanged=unchanged(before, scores))
         if not settings.text_tokens or not texts:

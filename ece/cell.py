@@ -49,7 +49,8 @@ def run(
         model, tokenizer, facts, settings, clock, work, cache, progress
     )
     origin = provenance(settings.command(), numbers, model, tokens, sources)
-    ask = partial(score, tokenizer, settings, references, clock=clock)
+    edited = frozenset(fact.text for fact in facts)
+    ask = partial(score, tokenizer, settings, references, clock=clock, edited=edited)
     pre = ask(model, facts)
     written, curve, record = _write(session, facts, settings, ask, pre, clock, work)
     with session.view(facts) as edited:

@@ -12,8 +12,8 @@ from ece.config import Config
 from ece.errors import StateError
 from ece.facts import Fact, validate
 from ece.keys import mix, subject_rows, walk_past, walk_to_subjects
-from ece.prepare import prepare
 from ece.model import fingerprint, sites
+from ece.prepare import prepare
 from ece.report import Report, value_part
 from ece.score import batch_set, scores
 from ece.solve import largest, null_basis, solve_reported, solve_within, spread

@@ -12,7 +12,7 @@ Every answer is read in three ways, which are never mixed:
 and `evaluate` puts the two together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from ece.published import read_published
 from ece.reading import read
 
 KINDS = ("efficacy", "generalization", "specificity")
+UNEDITED = "specificity_unedited"
 MEASURES = ("success", "top1", "accuracy")
 
 
@@ -71,6 +72,11 @@ class Scores:
     specificity_accuracy: Float[np.ndarray, " fact"] | None = None
     said: np.ndarray | None = None
     """What the model says on the neighbours' prompts: a tuple of token tuples per fact."""
+    specificity_unedited: Float[np.ndarray, " fact"] | None = None
+    """Specificity over the neighbours that the run does not edit themselves; None where it is
+    not known which these are."""
+    specificity_unedited_top1: Float[np.ndarray, " fact"] | None = None
+    specificity_unedited_accuracy: Float[np.ndarray, " fact"] | None = None
     unchanged: Float[np.ndarray, " fact"] | None = None
     """Share of those tokens that the unedited model said too (`unchanged`)."""
     fluency: Float[np.ndarray, " fact"] | None = None
@@ -90,19 +96,24 @@ class Scores:
 
         `efficacy`, `generalization`, `specificity` and their harmonic mean `score` are read by
         `measure` (CounterFact "success", ZsRE "accuracy"); the other readings have their suffix.
-        A rate that no fact defines is None. The interval is 1.96 standard errors of the mean
-        over facts: it is 0 when all facts agree, which is no certainty.
+        `specificity_unedited` and `score_unedited` leave out neighbours that were edited, where
+        that is known. A rate that no fact defines is None. The interval is 1.96 standard errors
+        of the mean over facts: it is 0 when all facts agree, which is no certainty.
         """
         if measure not in MEASURES:
             raise ValueError(f"measure {measure!r} is unknown; known: {', '.join(MEASURES)}")
         there = _columns(self)
         suffix = "" if measure == "success" else f"_{measure}"
-        rates = {kind: there[f"{kind}{suffix}"] for kind in KINDS}
-        rates |= {name: column for name, column in there.items() if name not in (*KINDS, "said")}
+        read = [kind for kind in (*KINDS, UNEDITED) if kind in there]
+        rates = {kind: there[f"{kind}{suffix}"] for kind in read}
+        rates |= {name: column for name, column in there.items() if name not in (*read, "said")}
         units = {name: 1 if name == "fluency" else 100 for name in rates}
         rates = {n: units[n] * column[~np.isnan(column)] for n, column in rates.items()}
         result = {name: _mean(column) for name, column in rates.items()}
         result["score"] = harmonic([result[kind] for kind in KINDS])
+        if UNEDITED in read:
+            kinds = (*KINDS[:2], UNEDITED)
+            result["score_unedited"] = harmonic([result[kind] for kind in kinds])
         result |= {f"{name}_ci": _half_width(column) for name, column in rates.items()}
         return {name: None if np.isnan(value) else value for name, value in result.items()}
 
@@ -120,11 +131,18 @@ def _columns(scores: Scores) -> dict[str, np.ndarray]:
 
 
 def evaluate(
-    model, tokenizer, facts: Sequence[Fact], batch_tokens: int = 4096, compat: bool = False
+    model,
+    tokenizer,
+    facts: Sequence[Fact],
+    batch_tokens: int = 4096,
+    compat: bool = False,
+    edited: Collection[str] | None = None,
 ) -> Scores:
     """Score `facts` on `model` as it is now; batch_tokens as in `read`.
 
     compat: ask as the published ZsRE evaluation does, with its slips (`ece.published`).
+    edited: all prompts (`Fact.text`) that are edited: a neighbour among them has a new answer,
+    and rightly so; specificity is then also told without such neighbours.
     """
     asked = [(i, question) for i, fact in enumerate(facts) for question in questions(fact)]
     pairs = [(q, q.wanted) for _, q in asked] + [(q, q.other) for _, q in asked if q.other]
@@ -137,17 +155,24 @@ def evaluate(
     nll, mine, rival = answers.nll, answers.nll[: len(asked)], np.full(len(asked), np.nan)
     rival[[bool(question.other) for _, question in asked]] = nll[len(asked) :]
     success = np.where(np.isnan(rival), np.nan, mine < rival)
-    columns = [
-        _per_fact(asked, kind, values, len(facts))
-        for values in (success, answers.top1[: len(asked)] * 1.0, answers.accuracy[: len(asked)])
+    read_as = (success, answers.top1[: len(asked)] * 1.0, answers.accuracy[: len(asked)])
+    names = ("", *(f"_{measure}" for measure in MEASURES[1:]))
+    columns = {
+        f"{kind}{name}": _per_fact(asked, kind, values, len(facts))
+        for name, values in zip(names, read_as, strict=True)
         for kind in KINDS
-    ]
+    }
+    if edited is not None:
+        known = [q.kind == "specificity" and q.prompt in edited for _, q in asked]
+        for name, values in zip(names, read_as, strict=True):
+            left = np.where(known, np.nan, values)
+            columns[f"{UNEDITED}{name}"] = _per_fact(asked, "specificity", left, len(facts))
     said = np.empty(len(facts), dtype=object)
     said[:] = [()] * len(facts)
     for (i, question), tokens in zip(asked, answers.said[: len(asked)], strict=True):
         if question.kind == "specificity":
             said[i] += (tokens,)
-    return Scores(*columns, said=said)
+    return Scores(**columns, said=said)
 
 
 def unchanged(before: Scores, after: Scores) -> Float[np.ndarray, " fact"]:

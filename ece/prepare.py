@@ -143,5 +143,3 @@ def _chunk(members: list[int], upper: Upper, last: Tensor, targets: list[list[in
     parts = (torch.tensor(members), where, filled, share, last[:, -1])
     at, *rest = (part.to(upper.hidden.device) for part in parts)
     return Chunk(at, upper, *rest)
-
-

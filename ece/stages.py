@@ -180,7 +180,7 @@ def long_run(bench: Bench, every: list[Fact], edits: int, batch: int, show) -> l
     return rows
 
 
-def flatness(rows: list[dict], ends: int = 5) -> dict:
+def flatness(rows: list[dict], ends: int = 10) -> dict:
     """Medians of the first and the last few batches of a long run, and their ratio."""
     first, last = (
         {name: median(row[name] for row in part) for name in ("seconds_per_edit", "bytes")}

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from ece.facts import by_length, pad
+from ece.facts import pad
 from ece.hooks import capture
 from ece.model import between, sites
 

@@ -262,11 +262,14 @@ for edits in (300, 600, 900, 1200):
     print(f"{edits:5} edits: {again:4.0%} on a known subject")
 
 # %% tags=["nbval-ignore-output"]
-long, missing = runs_of("plus-again", "edits")
+long, missing = runs_of("plus-again", "edits", "again")
 SHOWN = {("ece-plus", "again"): plots.RED,
          ("ece-plus", "original"): plots.ORANGE,
          ("ece-plus", "current"): plots.SKY,
          ("memit-history", "original"): plots.PINK,
+         ("memit-history", "again"): plots.BLUE,
+         ("ece-rs", "original"): plots.GREY,
+         ("ece-rs", "again"): plots.GREEN,
          ("rome", "current"): plots.PURPLE}
 ends = list(dict.fromkeys(r["model"] for r in long))
 rows = max(1, len(ends))
@@ -299,8 +302,8 @@ for run in long:
 
 # %% [markdown]
 # ROME, which finds each value on the present weights, keeps its efficacy for the same reason,
-# and pays with its neighbours. Nothing in this is special to `ece-plus`: MEMIT or the paper's
-# ECE with `--values-from again` gain it too. In real CounterFact few subjects come twice, so there the
+# and pays with its neighbours. Nothing in this is special to `ece-plus`: the lines of
+# `memit-history` and `ece-rs` with "again" show what the same setting does for them. In real CounterFact few subjects come twice, so there the
 # three settings should hardly differ; in a knowledge base that is kept up to date, subjects
 # come again all the time.
 #

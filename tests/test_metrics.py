@@ -75,6 +75,26 @@ def test_evaluate_equals_its_naive_twin(model, tokenizer, facts):
                 np.testing.assert_allclose(getattr(scores, name)[i], expected)
 
 
+def test_specificity_is_also_told_without_edited_neighbours(model, tokenizer, facts):
+    texts = {facts[0].text}  # a neighbour of the second and the third fact
+    plain, told = (evaluate(model, tokenizer, facts, edited=e) for e in (None, texts))
+    cut = [replace(f, neighbours=tuple(n for n in f.neighbours if n not in texts)) for f in facts]
+    expected = evaluate(model, tokenizer, cut)
+    for name in ("", "_top1", "_accuracy"):
+        known = getattr(plain, f"specificity{name}")
+        np.testing.assert_array_equal(getattr(told, f"specificity{name}"), known)
+        left = getattr(told, f"specificity_unedited{name}")
+        np.testing.assert_array_equal(left, getattr(expected, f"specificity{name}"))
+    assert np.isnan(left).tolist() == [True, True, False], "no neighbour is left of the second"
+    for measure in ("success", "accuracy"):
+        summary, wanted = told.summary(measure), expected.summary(measure)
+        assert summary["specificity_unedited"] == wanted["specificity"]
+        assert summary["score_unedited"] == wanted["score"]
+        assert summary["specificity_unedited_ci"] == wanted["specificity_ci"]
+        assert not any("unedited" in name for name in plain.summary(measure))
+    assert join([told.part(0, 1), told.part(1, 3)]).summary() == told.summary()
+
+
 def test_only_rows_that_are_no_prefix_of_another_run(model, tokenizer, facts, monkeypatch):
     run = []
     forward = model.forward

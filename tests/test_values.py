@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ece import naive
-from ece.loss import log_probs, nll_of
-from ece.prepare import prepare
+from ece.loss import kl_of, log_probs, merged, nll_of, wins
 from ece.model import sites
+from ece.prepare import prepare
 from ece.state import new_state
 from ece.values import _adam, descend, groups_of, two_step
 
@@ -35,6 +35,24 @@ def test_one_measurement_equals_the_whole_model(problem, model, tokenizer, facts
             rows = naive.rows_of(model, tokenizer, facts[i], templates)
             slow = naive.nll_of(rows, naive.log_probs(model, rows, site, total[i]))
             torch.testing.assert_close(value, slow, rtol=1e-4, atol=1e-4)
+
+
+def test_merged_chunks_measure_as_they_did_apart(config, model, tokenizer, facts, templates):
+    """Chunks of unlike width, and of targets of unlike length, become one."""
+    total = torch.randn(6, 32, generator=torch.Generator().manual_seed(3))
+    narrow = replace(config, max_tokens=1)
+    apart = prepare(model, tokenizer, facts, templates, narrow, LAYER).chunks
+    assert len(apart) == 6 and len(merged(apart, 1)) == 6
+    together = merged(apart, 10**6)
+    assert len(together) == 1 and 1 < len(merged(apart, 200)) < 6
+    measures = [], []
+    for chunks, found in zip((apart, together), measures, strict=True):
+        for chunk in chunks:
+            told, essence = log_probs(chunk, total[chunk.facts])
+            found += zip(nll_of(chunk, told), kl_of(chunk, essence), wins(chunk, told), strict=True)
+    for one, other in zip(*measures, strict=True):
+        torch.testing.assert_close(one[:2], other[:2], rtol=1e-4, atol=1e-5)
+        assert torch.equal(one[2], other[2])
 
 
 def test_gradients_equal_the_whole_model(problem, model, tokenizer, facts, templates, config):

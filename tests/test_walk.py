@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ece.model import sites
-from ece.walk import advance, common, pass_heads, start
+from ece.walk import advance, common, pass_heads, rewritten, start, through
 
 HEADS = ([1, 2, 3, 4, 5], [], [7, 8])
 
@@ -56,6 +56,24 @@ def test_a_walk_goes_on_with_changed_weights(walk, model, rows):
         for row, state in zip(part.rows.tolist(), part.at_last(), strict=True):
             plain = stream(model, rows[row], 3)[-1]
             torch.testing.assert_close(state, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_walk_behind_a_rewritten_layer_is_corrected(walk, model, rows):
+    """What was run with the old weights, and a matrix product, equals a run with the new ones."""
+    passed = through(advance(walk, 1))
+    weight = sites(model, (1,))[0].weight
+    change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) / 10
+    for part in passed.walk.parts:
+        plain = stream(model, rows[int(part.rows[0])], 2)[-1]
+        torch.testing.assert_close(part.at_last()[0], plain, rtol=1e-4, atol=1e-5)
+    weight.add_(change)
+    corrected = rewritten(passed, change)
+    for walked, layer in ((corrected, 2), (advance(corrected, 3), 3)):
+        for part in walked.parts:
+            for row, state in zip(part.rows.tolist(), part.at_last(), strict=True):
+                plain = stream(model, rows[row], layer)[-1]
+                torch.testing.assert_close(state, plain, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(passed.walk.parts[0].states, corrected.parts[0].states)
 
 
 def test_some_rows_of_a_walk(walk, model, rows):
