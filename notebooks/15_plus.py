@@ -314,7 +314,8 @@ for run in long:
 # three scorers. A question mark: the seeds disagree about the sign.
 
 # %% tags=["nbval-ignore-output"]
-every, _ = runs_of("table1", "table1-seeds", "table1-others")
+every, _ = runs_of("table1", "table1-seeds", "table1-others",
+                   "table1-others-seeds")
 scores = {}
 for run in every:
     own = scores.setdefault((run["model"], run["method"]), {})

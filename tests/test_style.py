@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
-    errors config model facts hooks naive walk upper stats keys score attribution group loss values
+    errors config model facts hooks naive walk upper stats keys score attribution group loss
+    prepare values
     solve prune state report files fields download storage edit reading published generate metrics
     texts trace references data results tables flags kept baselines sessions settings inputs asking
     cell experiment grid measure stages bench statements organism evidence
