@@ -167,9 +167,11 @@ OWN: dict[str, dict[str, dict]] = {
         "atlas-gptj": dict(lam=42.0),
         "atlas-llama": dict(lam=42.0),
     },
-    "alphaedit": {name: dict(null=0.1, lam=3.0) for name in _ATLAS_NAMES},
+    "alphaedit": {name: dict(null=0.1, lam=3.0) for name in _ATLAS_NAMES}
+    | {"atlas-gptj": dict(null=0.3, lam=0.3)},
     "rect": {name: dict(keep=0.8) for name in _ATLAS_NAMES},
-    "prune": {name: dict(restrain=1.05) for name in _ATLAS_NAMES},
+    "prune": {name: dict(restrain=1.05) for name in _ATLAS_NAMES}
+    | {"atlas-gptj": dict(restrain=1.001)},
     "rome": {
         **{name: dict(layers=(2,)) for name in _ATLAS_NAMES},
         "gpt2-xl": dict(layers=(17,), clamp=4.0),
