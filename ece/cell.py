@@ -14,7 +14,7 @@ from ece.baselines import BASELINES, Task
 from ece.baselines.trained import trained
 from ece.data import MEASURE
 from ece.inputs import facts_of, material, model_of, statistics_of
-from ece.kept import Measured, keep, kept
+from ece.kept import Measured, claim, keep, kept
 from ece.metrics import join
 from ece.results import NAMES, batch_record, provenance, rounded
 from ece.sessions import Session, baseline_session, editor_session
@@ -41,6 +41,8 @@ def run(
     """
     torch.set_float32_matmul_precision(settings.matmul)
     settings.configure()
+    if work is not None:
+        claim(Path(work), settings.command())
     facts, references, sources = material(settings, progress)
     model, tokenizer = loaded or model_of(settings)
     clock = Counter()

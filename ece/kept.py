@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ece.errors import StateError
 from ece.files import read_json, write_json
 from ece.metrics import Scores
 
@@ -19,6 +20,19 @@ class Measured:
     """What measuring took, by stage."""
     curve: dict | None = None
     """Rates of all facts so far, where they were asked for."""
+
+
+def claim(folder: Path, command: str) -> None:
+    """Make the folder that of the run `command`; `StateError` if it is another one's.
+
+    What is edited is checked with the state itself; this is for what is asked about it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "run.json"
+    if not path.exists():
+        write_json(path, {"command": command})
+    elif (found := read_json(path)["command"]) != command:
+        raise StateError(f"{folder} holds the work of another run ({found}); name another folder")
 
 
 def keep(folder: Path, number: int, found: Measured) -> None:
