@@ -190,22 +190,53 @@ for name, record in measured.items():
     print(f"\n{name}, {record['facts']} facts in one batch")
     show(record)
 
-# %% tags=["nbval-ignore-output"]
+# %% [markdown]
+# The first four stages as a waterfall: in grey what a device takes away from the stage above
+# it, in colour what is left.
+
+# %%
 parts = {"values": plots.BLUE, "keys": plots.ORANGE, "solve": plots.GREEN}
-figure, axes = plt.subplots(
-    len(measured), 1, figsize=(4.6, 2.3 * len(measured)), squeeze=False
-)
-for ax, (name, record) in zip(axes[:, 0], measured.items(), strict=True):
-    names = [row["stage"] for row in record["stages"]]
-    left = [0.0] * len(names)
-    for part, colour in parts.items():
-        width = [row["seconds"][part] for row in record["stages"]]
-        ax.barh(names, width, left=left, color=colour, label=part)
-        left = [a + b for a, b in zip(left, width, strict=True)]
-    ax.set(title=name, xlabel="seconds for one batch")
+
+
+def bars(ax, rows, waterfall):
+    """Seconds of each stage, by part."""
+    before = None
+    for place, row in enumerate(rows):
+        left, total = 0.0, row["total"]
+        for part, colour in parts.items():
+            ax.barh(place, row["seconds"][part], left=left, color=colour)
+            left += row["seconds"][part]
+        if waterfall and before:
+            ax.barh(place, before - total, left=total, color="0.85")
+        ax.text(total, place, f" {total:.1f} s", va="center")
+        before = total
+    ax.set_yticks(range(len(rows)), [row["stage"] for row in rows])
     ax.invert_yaxis()
-axes[0, 0].legend()
-plt.show()
+    ax.margins(x=0.2)
+
+
+# %%
+def seconds(stages, waterfall=False):
+    figure, axes = plt.subplots(
+        len(measured), 1, figsize=(4.6, 2.3 * len(measured)),
+        squeeze=False)
+    for ax, (name, record) in zip(axes[:, 0], measured.items()):
+        rows = [r for r in record["stages"] if r["stage"] in stages]
+        bars(ax, rows, waterfall)
+        ax.set(title=name, xlabel="seconds for one batch")
+    marks = [plt.Rectangle((0, 0), 1, 1, color=c) for c in parts.values()]
+    figure.legend(marks, parts, loc="outside lower center", ncols=3)
+    plt.show()
+
+
+# %% tags=["nbval-ignore-output"]
+seconds(("naive", "cached", "memit", "ece"), waterfall=True)
+
+# %% [markdown]
+# And the ways that share the engine, at their own scale:
+
+# %% tags=["nbval-ignore-output"]
+seconds(("memit", "memit-stop", "ece", "ece-stop", "own", "ece-plus"))
 
 # %% [markdown]
 # Read the table with the last column. `score` is the harmonic mean of efficacy,
