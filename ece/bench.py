@@ -50,7 +50,9 @@ def run(bench: Bench, options: argparse.Namespace, every: list[Fact]) -> dict:
     show = partial(tqdm, file=sys.stderr, disable=not sys.stderr.isatty())
     rows = []
     for stage in show(STAGES, desc=bench.name):
-        rows.append(stage_row(bench, stage, options.naive if stage.way == "naive" else None))
+        times = options.times if stage.way == "engine" else 1  # the others take long
+        some = options.naive if stage.way == "naive" else None
+        rows.append(stage_row(bench, stage, some, times))
     for row in rows:
         row["flops_per_second"] = row["flops"] / row["total"]
         row["share_of_ceiling"] = row["flops_per_second"] / top
@@ -120,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shapes", help=f"random weights instead: some of {','.join(SHAPES)}")
     parser.add_argument("--facts", type=int, default=100, help="facts of a batch (100)")
     parser.add_argument("--naive", type=int, help="facts the naive loop runs, scaled up (all)")
+    parser.add_argument("--times", type=_odd, default=3, help="runs of the short stages, of which "
+                        "the median counts: odd (3)")  # fmt: skip
     parser.add_argument("--sizes", type=_numbers, default=SIZES, help="batch sizes: 1,10,100,1000")
     parser.add_argument("--edits", type=int, default=10_000, help="length of the long run (10000)")
     parser.add_argument("--batch", type=int, default=100, help="its batches (100)")
@@ -133,6 +137,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(",") if part)
+
+
+def _odd(text: str) -> int:
+    if int(text) < 1 or int(text) % 2 == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not an odd number of runs")
+    return int(text)
 
 
 def main(argv: list[str] | None = None) -> int:

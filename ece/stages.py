@@ -69,16 +69,23 @@ STAGES = (
 )
 
 
-def stage_row(bench: Bench, stage: Stage, some: int | None = None) -> dict:
-    """Run one stage on fresh weights; seconds are of `some` facts, scaled up to all of them."""
+def stage_row(bench: Bench, stage: Stage, some: int | None = None, times: int = 1) -> dict:
+    """Run one stage on fresh weights; seconds are of `some` facts, scaled up to all of them.
+
+    Of `times` runs, an odd number, that with the median seconds counts: a short one is soon
+    disturbed by other work on the machine.
+    """
     facts = bench.facts[:some] if some else bench.facts
     scale = len(bench.facts) / len(facts)
     config = bench.config(stage.method, **stage.settings)
     state = new_state(bench.model, bench.tokenizer, config)
     work = partial(_WAYS[stage.way], replace(bench, facts=facts), state, config)
-    with restored(bench.model, config.layers):
-        (steps, seconds), cost = measured(work, bench.device)
-        quality = None if bench.random or some else _quality(bench, facts)
+    runs = []
+    for _ in range(times):
+        with restored(bench.model, config.layers):
+            runs.append(measured(work, bench.device))
+            quality = None if bench.random or some else _quality(bench, facts)
+    (steps, seconds), cost = sorted(runs, key=lambda run: sum(run[0][1].values()))[times // 2]
     few = facts[:COUNTED] if stage.way == "naive" else facts
     with restored(bench.model, config.layers):
         again = partial(_WAYS[stage.way], replace(bench, facts=few), state, config)
@@ -87,6 +94,7 @@ def stage_row(bench: Bench, stage: Stage, some: int | None = None) -> dict:
         "stage": stage.name,
         "adds": stage.adds,
         "facts_run": len(facts),
+        "times_run": times,
         "seconds": {name: scale * s for name, s in seconds.items()},
         "total": scale * sum(seconds.values()),
         "steps_per_fact": sum(steps) / len(facts),

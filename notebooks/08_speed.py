@@ -146,8 +146,8 @@ print("losses, slow", [f"{x:.4f}" for x in losses])
 # ## What was measured
 #
 # `make bench` runs each way of editing 100 facts in one process, on fresh
-# weights, and writes a file with its origin. A stage adds one device to the one
-# before:
+# weights, and writes a file with its origin. Of three runs of a short stage the median
+# counts. A stage adds one device to the one before:
 #
 # | stage | what it adds |
 # |---|---|

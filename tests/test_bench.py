@@ -53,6 +53,22 @@ def test_the_naive_stage_may_run_some_facts_only(bench):
     assert some["flops"] == pytest.approx(stage_row(bench, stage)["flops"], rel=0.3)
 
 
+def test_of_several_runs_the_one_in_the_middle_counts(bench, monkeypatch):
+    import ece.stages as stages
+
+    kept, seconds = edited(bench.model), iter((5.0, 1.0, 3.0))
+    real = stages.measured
+
+    def timed(work, device):
+        (steps, _), cost = real(work, device)
+        return (steps, {"values": next(seconds)}), cost
+
+    monkeypatch.setattr(stages, "measured", timed)
+    row = stage_row(bench, STAGES[4], times=3)
+    assert (row["total"], row["times_run"]) == (3.0, 3)
+    assert all(torch.equal(a, b) for a, b in zip(kept, edited(bench.model), strict=True))
+
+
 def test_values_joined_fact_by_fact_equal_a_batch(bench):
     from ece.edit import compute_values
     from ece.state import new_state
@@ -88,6 +104,9 @@ def test_counts_and_costs():
 def test_the_record_is_json_and_says_where_it_comes_from(bench, facts, monkeypatch, capsys):
     made = replace(bench, random=False)
     monkeypatch.setattr(command, "open_bench", lambda name, options: (made, facts))
+    for wrong in ("2", "0", "-1"):
+        with pytest.raises(SystemExit):
+            command.main(["--times", wrong])
     assert command.main(["--sizes", "1", "--edits", "12", "--batch", "3", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["speedup_vs_naive"] > 0 and record["provenance"]["command"].endswith("--json")
