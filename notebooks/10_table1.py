@@ -48,8 +48,8 @@ RESULTS, GRID = Path("../book/results"), Path("../book/grid.toml")
 # declared in `book/grid.toml`; each left a file with its numbers and its origin. The
 # rates are those **after the last batch**, for all 300 facts, so that a method that
 # forgets is seen to forget. The seed decides which facts, in which order, and the random
-# contexts. ECE, `ece-plus`, both MEMITs and ROME were run with three seeds, the others,
-# and all of ZsRE, with one; the count per method is printed.
+# contexts. ECE, `ece-plus` and both MEMITs were run with three seeds, so was ROME where one
+# seed did not tell it apart from ECE; the others, and all of ZsRE, with one.
 
 # %%
 found, missing = [], {}
