@@ -292,10 +292,10 @@ for name, record in measured.items():
 # ```{admonition} What the anchors save, and what saves more
 # :class: important
 # With a fixed number of steps, anchors save what the paper says they do. But a fact
-# seldom needs 25 steps: with early stop MEMIT takes only a few, and then a shared
-# phase has little left to save, while it costs quality ({doc}`05_two_step`). Five own
-# steps from zero cost no more than the anchors do with early stop, since they leave
-# the shared steps out.
+# seldom needs 25 steps: with early stop MEMIT takes only a few, and a shared phase then
+# has little left to save. Five own steps from zero cost about as much as anchors with
+# early stop do. What each of them does to quality is in the last column above, for one
+# batch, and in {doc}`05_two_step` and {doc}`14_parts` for more.
 # ```
 #
 # ## Table 2, beside the paper's

@@ -329,8 +329,9 @@ for model in models:
                   "".join(f"{value:6.1f}" for value in values))
 
 # %% [markdown]
-# Each pair: as published, then without edited neighbours. The verdicts of above in the
-# second reading:
+# Each pair: as published, then without edited neighbours. A method is missing where its
+# file is older than this reading. The verdicts of above in the second reading, among the
+# methods that have it:
 
 # %% tags=["nbval-ignore-output"]
 for model in models:
