@@ -28,7 +28,7 @@ def claim(folder: Path, command: str) -> None:
     What is edited is checked with the state itself; this is for what is asked about it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "run.json"
+    path = folder / "asked.json"
     if not path.exists():
         write_json(path, {"command": command})
     elif (found := read_json(path)["command"]) != command:

@@ -238,7 +238,8 @@ PEERS = ("memit-history", "alphaedit", "blue", "rect", "prune")
 
 
 def mean(model, method, name):
-    rate = tables.pooled(cells.get((model, "counterfact", method), []), name)
+    known = cells.get((model, "counterfact", method), [])
+    rate = tables.pooled(known, name)
     return None if rate is None else rate.mean
 
 

@@ -262,7 +262,7 @@ for edits in (300, 600, 900, 1200):
     print(f"{edits:5} edits: {again:4.0%} on a known subject")
 
 # %% tags=["nbval-ignore-output"]
-long, missing = runs_of("plus-again", "edits", "again")
+long, _ = runs_of("plus-again", "edits", "again")
 SHOWN = {("ece-plus", "again"): plots.RED,
          ("ece-plus", "original"): plots.ORANGE,
          ("ece-plus", "current"): plots.SKY,
@@ -271,6 +271,8 @@ SHOWN = {("ece-plus", "again"): plots.RED,
          ("ece-rs", "original"): plots.GREY,
          ("ece-rs", "again"): plots.GREEN,
          ("rome", "current"): plots.PURPLE}
+
+# %% tags=["nbval-ignore-output"]
 ends = list(dict.fromkeys(r["model"] for r in long))
 rows = max(1, len(ends))
 figure, axes = plt.subplots(
