@@ -315,7 +315,7 @@ for count, share in unfair.items():
 # %% [markdown]
 # That share of the specificity says nothing about harm, and pulls it down for every method
 # that writes well; a method whose edits do not take keeps it. Table 1 keeps the published
-# measure. Every run also states the other reading, `specificity_unedited`, which leaves
+# measure. Newer runs also state the other reading, `specificity_unedited`, which leaves
 # out the neighbours that the run edits, and the harmonic mean with it:
 
 # %% tags=["nbval-ignore-output"]
