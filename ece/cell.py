@@ -41,8 +41,6 @@ def run(
     """
     torch.set_float32_matmul_precision(settings.matmul)
     settings.configure()
-    if work is not None:
-        claim(Path(work), settings.command())
     facts, references, sources = material(settings, progress)
     model, tokenizer = loaded or model_of(settings)
     clock = Counter()
@@ -50,9 +48,11 @@ def run(
     session, numbers, tokens = start(
         model, tokenizer, facts, settings, clock, work, cache, progress
     )
+    if work is not None:
+        claim(Path(work), settings.command())
     origin = provenance(settings.command(), numbers, model, tokens, sources)
-    edited = frozenset(fact.text for fact in facts)
-    ask = partial(score, tokenizer, settings, references, clock=clock, edited=edited)
+    prompts = frozenset(fact.text for fact in facts)
+    ask = partial(score, tokenizer, settings, references, clock=clock, edited=prompts)
     pre = ask(model, facts)
     written, curve, record = _write(session, facts, settings, ask, pre, clock, work)
     with session.view(facts) as edited:

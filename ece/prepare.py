@@ -9,12 +9,10 @@ from torch import Tensor, nn
 
 from ece.config import Config
 from ece.facts import Fact, by_length, locate_all, target_ids
-from ece.hooks import capture
 from ece.keys import mix
 from ece.loss import Chunk, Problem, log_probs, nll_of, wins
-from ece.model import sites
 from ece.upper import Upper, joined, lift
-from ece.walk import advance, common, pass_heads, run, start
+from ece.walk import advance, common, pass_heads, start, through
 
 ESSENCE = "{} is a"
 
@@ -90,15 +88,12 @@ def _lifted(model: nn.Module, rows: _Rows, layer: int, max_tokens: int) -> Itera
     sizes = [(before, rows.after(i)) for i, before in enumerate(own)]
     parts = by_length(sizes, max_tokens)
     walk = advance(start(model, rows.ids, kinds, rows.last, parts), layer)
-    begun, past = pass_heads(walk, layer)
-    over = replace(walk, layer=layer + 1, heads=begun)
-    above = pass_heads(over)[1]
-    for part in walk.parts:
+    passed = through(walk)
+    above = pass_heads(passed.walk)[1]
+    for part, keys in zip(passed.walk.parts, passed.parts, strict=True):
         begin = torch.tensor(own, device=part.rows.device)[part.rows]
-        with capture(sites(model, (layer,))) as found:
-            states = run(walk, part, past, layer)
-        keys = found[layer][torch.arange(len(begin), device=begin.device), begin]
-        yield _Lifted(part.rows, lift(over, replace(part, states=states), above, begin), keys)
+        here = keys[torch.arange(len(begin), device=begin.device), begin]
+        yield _Lifted(part.rows, lift(passed.walk, part, above, begin), here)
 
 
 def _regrouped(

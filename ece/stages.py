@@ -80,11 +80,12 @@ def stage_row(bench: Bench, stage: Stage, some: int | None = None, times: int = 
     config = bench.config(stage.method, **stage.settings)
     state = new_state(bench.model, bench.tokenizer, config)
     work = partial(_WAYS[stage.way], replace(bench, facts=facts), state, config)
-    runs = []
-    for _ in range(times):
+    runs, quality = [], None
+    for number in range(times):
         with restored(bench.model, config.layers):
             runs.append(measured(work, bench.device))
-            quality = None if bench.random or some else _quality(bench, facts)
+            if not (number or bench.random or some):  # all runs write the same
+                quality = _quality(bench, facts)
     (steps, seconds), cost = sorted(runs, key=lambda run: sum(run[0][1].values()))[times // 2]
     few = facts[:COUNTED] if stage.way == "naive" else facts
     with restored(bench.model, config.layers):
@@ -189,7 +190,11 @@ def long_run(bench: Bench, every: list[Fact], edits: int, batch: int, show) -> l
 
 
 def flatness(rows: list[dict], ends: int = 10) -> dict:
-    """Medians of the first and the last few batches of a long run, and their ratio."""
+    """Medians of the first and the last few batches of a long run, and their ratio.
+
+    `ends`: how many at each end, but never more than half of them.
+    """
+    ends = max(1, min(ends, len(rows) // 2))
     first, last = (
         {name: median(row[name] for row in part) for name in ("seconds_per_edit", "bytes")}
         for part in (rows[:ends], rows[-ends:])

@@ -230,7 +230,8 @@ def rewritten(passed: Passed, change: Float[Tensor, "model ff"]) -> Walk:
     """
 
     def corrected(states: Tensor, keys: Tensor) -> Tensor:
-        return (states.float() + keys.float() @ change.T.to(keys.device)).to(states.dtype)
+        more = (keys.float() @ change.T.to(keys.device)).to(states.device)  # of a spread model
+        return (states.float() + more).to(states.dtype)
 
     walk, heads = passed.walk, passed.walk.heads
     if passed.heads is not None:

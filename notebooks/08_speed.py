@@ -146,8 +146,9 @@ print("losses, slow", [f"{x:.4f}" for x in losses])
 # ## What was measured
 #
 # `make bench` runs each way of editing 100 facts in one process, on fresh
-# weights, and writes a file with its origin. Of three runs of a short stage the median
-# counts. A stage adds one device to the one before:
+# weights, and writes a file with its origin. Of several runs of a stage the median
+# counts. Files of different commits are of different engines: compare within a file. A
+# stage adds one device to the one before:
 #
 # | stage | what it adds |
 # |---|---|
@@ -187,7 +188,10 @@ def show(record):
 
 # %%
 for name, record in measured.items():
+    runs = max(row.get("times_run", 1) for row in record["stages"])
     print(f"\n{name}, {record['facts']} facts in one batch")
+    print(f"commit {record['provenance']['commit'][:7]}, "
+          f"runs of a short stage: {runs}")
     show(record)
 
 # %% [markdown]

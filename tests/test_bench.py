@@ -89,6 +89,8 @@ def test_sweep_and_long_run(bench, facts):
     rows = long_run(bench, facts, 12, 3, iter)
     assert [row["edits"] for row in rows] == [3, 6, 9, 12]
     assert set(flatness(rows, 2)) == {"first", "last", "ratio"}
+    grown = [{"seconds_per_edit": n, "bytes": n} for n in (1.0, 1.0, 3.0, 3.0)]
+    assert flatness(grown)["ratio"] == 3, "the ends of a short run must not overlap"
     assert all(torch.equal(a, b) for a, b in zip(kept, edited(bench.model), strict=True))
 
 

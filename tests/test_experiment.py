@@ -453,6 +453,14 @@ def test_a_work_folder_belongs_to_one_run(tokenizers, settings, tmp_path):
     assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
+def test_a_run_that_could_not_start_claims_no_folder(tokenizers, settings, tmp_path):
+    wrong = replace(settings, data=str(tmp_path / "missing.json"))
+    with pytest.raises(DataError):
+        run(wrong, (build("gpt2"), tokenizers["gpt2"]), work=tmp_path / "work")
+    result = run(settings, (build("gpt2"), tokenizers["gpt2"]), work=tmp_path / "work")
+    assert len(result["batches"]) > 0
+
+
 def test_a_result_of_other_settings_is_not_overwritten(settings, folder, tmp_path, capsys):
     path = tmp_path / "cell.json"
     words = [*words_of(settings, folder), "--out", str(path)]
