@@ -23,11 +23,12 @@ from ece.config import configure
 from ece.data import load_facts
 from ece.errors import ConfigError, EditError
 from ece.facts import Fact
+from ece.facts import contexts as written
 from ece.measure import ceiling
 from ece.model import load
 from ece.results import provenance, write_result
 from ece.settings import DTYPES, MATMUL
-from ece.stages import STAGES, Bench, flatness, long_run, stage_row, sweep, throughput
+from ece.stages import STAGES, Bench, Stage, flatness, long_run, stage_row, sweep, throughput
 from ece.stats import second_moment
 
 SHAPES: dict[str, Callable] = {
@@ -38,21 +39,24 @@ SHAPES: dict[str, Callable] = {
     ),
 }
 """Real shapes; what is not named here is the default of the family's configuration."""
+WRITER = "atlas-gpt2"
+"""Whose tokenizer and prefixes a model of random weights takes."""
 SIZES = (1, 10, 100, 1000)
 """Batch sizes of the sweep."""
 
 
 def run(bench: Bench, options: argparse.Namespace, every: list[Fact]) -> dict:
     """All measurements of one model, as one record."""
-    config = bench.config("ece-rs")
-    origin = provenance(options.command, config, bench.model, bench.stats.tokens)
-    top = ceiling(bench.device, bench.model.dtype, 1024 if bench.device.type == "cpu" else 8192)
     show = partial(tqdm, file=sys.stderr, disable=not sys.stderr.isatty())
     rows = []
-    for stage in show(STAGES, desc=bench.name):
+    for stage in show(stages_of(bench), desc=bench.name):
+        if stage.way != "naive":
+            bench = bench.cast(getattr(torch, options.dtype))
         times = options.times if stage.way == "engine" else 1  # the others take long
-        some = options.naive if stage.way == "naive" else None
+        some = None if stage.way == "engine" else options.naive
         rows.append(stage_row(bench, stage, some, times))
+    origin = provenance(options.command, bench.config("ece-rs"), bench.model, bench.stats.tokens)
+    top = ceiling(bench.device, bench.model.dtype, 1024 if bench.device.type == "cpu" else 8192)
     for row in rows:
         row["flops_per_second"] = row["flops"] / row["total"]
         row["share_of_ceiling"] = row["flops_per_second"] / top
@@ -62,6 +66,7 @@ def run(bench: Bench, options: argparse.Namespace, every: list[Fact]) -> dict:
         "model": bench.name,
         "facts": len(bench.facts),
         "random_weights": bench.random,
+        "naive_dtype": options.naive_dtype or options.dtype,
         "weights_bytes": held,
         "ceiling_flops_per_second": top,
         "speedup_vs_naive": total["naive"] / total["memit"],
@@ -77,25 +82,35 @@ def run(bench: Bench, options: argparse.Namespace, every: list[Fact]) -> dict:
     return record
 
 
+def stages_of(bench: Bench) -> list[Stage]:
+    """The rows of a table; where weights are random nothing is learned, so nothing may stop."""
+    found = [(stage, bench.config(stage.method, **stage.settings)) for stage in STAGES]
+    return [stage for stage, config in found if not (bench.random and config.stop is not None)]
+
+
 def open_bench(name: str, options: argparse.Namespace) -> tuple[Bench, list[Fact]]:
     """The model (real, or random of a shape), its facts and statistics."""
     every = load_facts("counterfact", None, 0)
     if options.facts > len(every):
         raise ConfigError(f"setting 'facts' is {options.facts}; the world has {len(every)}")
-    dtype, random = getattr(torch, options.dtype), name in SHAPES
+    dtype, random = getattr(torch, options.naive_dtype or options.dtype), name in SHAPES
+    contexts = None
     if random:
         torch.manual_seed(0)
         with torch.device(options.device):
             model = AutoModelForCausalLM.from_config(SHAPES[name](), dtype=dtype)
-        model, tokenizer = model.eval().requires_grad_(False), load("atlas-gpt2")[1]
+        model, (writer, tokenizer) = model.eval().requires_grad_(False), load(WRITER)
+        # What a random model writes is no text: its prefixes would vanish in the tokenizer.
+        contexts = written(writer, tokenizer, configure(WRITER, "memit"))
     else:
         model, tokenizer = load(name, options.device, dtype)
     layers = configure(name, "ece-rs").layers
-    stats = second_moment(model, tokenizer, atlas.corpus(1 if random else 2500), layers)
+    texts = atlas.corpus(1 if random else 2500)
+    stats = second_moment(model, tokenizer, texts, layers, names=not random)
     if random:  # a handful of texts leaves the moments singular: their cost is what counts
         for moment in stats.moments.values():
             moment.diagonal().add_(moment.diagonal().mean())
-    return Bench(name, model, tokenizer, every[: options.facts], stats, random), every
+    return Bench(name, model, tokenizer, every[: options.facts], stats, random, contexts), every
 
 
 def table(record: dict) -> str:
@@ -121,7 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="atlas-gpt2", help="embedded model")
     parser.add_argument("--shapes", help=f"random weights instead: some of {','.join(SHAPES)}")
     parser.add_argument("--facts", type=int, default=100, help="facts of a batch (100)")
-    parser.add_argument("--naive", type=int, help="facts the naive loop runs, scaled up (all)")
+    parser.add_argument("--naive", type=int, help="facts that run where they go one by one, "
+                        "scaled up (all)")  # fmt: skip
+    parser.add_argument("--naive-dtype", choices=DTYPES, help="of the naive loop (--dtype)")
     parser.add_argument("--times", type=_odd, default=3, help="runs of the short stages, of which "
                         "the median counts: odd (3)")  # fmt: skip
     parser.add_argument("--sizes", type=_numbers, default=SIZES, help="batch sizes: 1,10,100,1000")

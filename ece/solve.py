@@ -8,6 +8,7 @@ from ece.errors import SolveError
 
 JITTERS = (0.0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6)  # tried in turn: shares of the mean diagonal
 FLOOR = 5e-11  # the smallest squared pivot taken for real, as a share of the mean diagonal
+ROWS = 1024  # rows of a matrix that move to another device at a time
 
 
 def solve_update(
@@ -49,7 +50,7 @@ def solve_reported(
     """`solve_update`, and the jitter that the factorisation needed (a share; mostly 0)."""
     chosen = mask.nonzero()[:, 0]
     keys = K.double()[:, chosen]
-    system = lam * _block(C0, chosen, keys.device)
+    system = _block(C0, chosen, keys.device).mul_(lam)
     if not exact:
         system.addmm_(keys.T, keys)
     if history is not None:
@@ -70,8 +71,11 @@ def solve_reported(
 
 
 def _block(matrix: Tensor, chosen: Tensor, device: torch.device) -> Tensor:
-    rows = chosen.to(matrix.device)
-    return matrix[rows][:, rows].to(device=device, dtype=torch.double)
+    """A copy of the chosen rows and columns; a matrix kept elsewhere never lies there whole."""
+    block = torch.empty(len(chosen), len(chosen), dtype=torch.double, device=device)
+    for part, rows in zip(block.split(ROWS), chosen.to(matrix.device).split(ROWS), strict=True):
+        part.copy_(matrix[rows].to(device)[:, chosen])
+    return block
 
 
 def factorise(system: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], float]:
@@ -84,7 +88,10 @@ def factorise(system: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], float
         raise SolveError("the system has non-finite entries; check the statistics and the keys")
     scale = system.diagonal().mean()
     for jitter in JITTERS:
-        lifted = system + jitter * scale * torch.eye(len(system)).to(system)
+        lifted = system
+        if jitter:
+            lifted = system.clone()
+            lifted.diagonal().add_(jitter * scale)
         factor, info = torch.linalg.cholesky_ex(lifted)
         if int(info) == 0 and factor.diagonal().min() ** 2 >= FLOOR * scale:
             return factor, jitter

@@ -15,7 +15,7 @@ from ece.edit import compute_values, edit_batch
 from ece.facts import Fact
 from ece.measure import counted, measured, resident
 from ece.metrics import KINDS, evaluate
-from ece.model import sites
+from ece.model import fingerprint, sites
 from ece.results import rounded
 from ece.state import EditState, new_state
 from ece.stats import Stats, second_moment
@@ -33,6 +33,8 @@ class Bench:
     stats: Stats
     random: bool
     """Whether the weights are random, so that no quality can be measured."""
+    contexts: tuple[str, ...] | None = None
+    """Templates to use; None: those that the model writes."""
 
     @property
     def device(self) -> torch.device:
@@ -40,6 +42,20 @@ class Bench:
 
     def config(self, method: str, **settings) -> Config:
         return configure(self.name, method, **settings)
+
+    def state(self, config: Config) -> EditState:
+        """The state before the first edit."""
+        if self.contexts is None:
+            return new_state(self.model, self.tokenizer, config)
+        begun = new_state(self.model, self.tokenizer, replace(config, contexts=0))
+        return replace(begun, contexts=self.contexts)
+
+    def cast(self, dtype: torch.dtype) -> "Bench":
+        """The same with the model in `dtype`, in place; the moments stay those it had before."""
+        if self.model.dtype == dtype:
+            return self
+        model = self.model.to(dtype)
+        return replace(self, stats=replace(self.stats, fingerprint=fingerprint(model)))
 
 
 @dataclass(frozen=True)
@@ -70,15 +86,15 @@ STAGES = (
 
 
 def stage_row(bench: Bench, stage: Stage, some: int | None = None, times: int = 1) -> dict:
-    """Run one stage on fresh weights; seconds are of `some` facts, scaled up to all of them.
+    """Run one stage on fresh weights; with `some`, on so many facts, and scaled up to all.
 
-    Of `times` runs, an odd number, that with the median seconds counts: a short one is soon
-    disturbed by other work on the machine.
+    What a batch does once, the solve, is not scaled. Of `times` runs, an odd number, that with
+    the median seconds counts: a short one is soon disturbed by other work on the machine.
     """
     facts = bench.facts[:some] if some else bench.facts
     scale = len(bench.facts) / len(facts)
     config = bench.config(stage.method, **stage.settings)
-    state = new_state(bench.model, bench.tokenizer, config)
+    state = bench.state(config)
     work = partial(_WAYS[stage.way], replace(bench, facts=facts), state, config)
     runs, quality = [], None
     for number in range(times):
@@ -87,6 +103,7 @@ def stage_row(bench: Bench, stage: Stage, some: int | None = None, times: int = 
             if not (number or bench.random or some):  # all runs write the same
                 quality = _quality(bench, facts)
     (steps, seconds), cost = sorted(runs, key=lambda run: sum(run[0][1].values()))[times // 2]
+    seconds = {name: s * (1 if name == "solve" else scale) for name, s in seconds.items()}
     few = facts[:COUNTED] if stage.way == "naive" else facts
     with restored(bench.model, config.layers):
         again = partial(_WAYS[stage.way], replace(bench, facts=few), state, config)
@@ -96,8 +113,8 @@ def stage_row(bench: Bench, stage: Stage, some: int | None = None, times: int = 
         "adds": stage.adds,
         "facts_run": len(facts),
         "times_run": times,
-        "seconds": {name: scale * s for name, s in seconds.items()},
-        "total": scale * sum(seconds.values()),
+        "seconds": seconds,
+        "total": sum(seconds.values()),
         "steps_per_fact": sum(steps) / len(facts),
         "flops": scale * flops,
         "peak_bytes": cost.peak,
@@ -159,7 +176,7 @@ def sweep(bench: Bench, every: list[Fact], sizes) -> list[dict]:
     for size in (size for size in sizes if size <= len(every)):
         for stage in (s for s in STAGES if s.name in ("ece", "memit")):
             config = bench.config(stage.method, **stage.settings)
-            state = new_state(bench.model, bench.tokenizer, config)
+            state = bench.state(config)
             part = replace(bench, facts=every[:size])
             with restored(bench.model, config.layers):
                 (_, seconds), cost = measured(partial(_engine, part, state, config), bench.device)
@@ -175,7 +192,7 @@ def long_run(bench: Bench, every: list[Fact], edits: int, batch: int, show) -> l
     what might grow with them (keys, history, solve, state) shows the better beside less of it.
     """
     config = bench.config("ece-rs", shared="zero", own_steps=1, steps=1)
-    state = new_state(bench.model, bench.tokenizer, config)
+    state = bench.state(config)
     rows, parts = [], [every[i : i + batch] for i in range(0, len(every) - batch + 1, batch)]
     with restored(bench.model, config.layers):
         for number in show(range(edits // batch)):

@@ -43,7 +43,7 @@ class SecondMoment:
         rounding would then push small eigenvalues below zero.
         """
         product = keys.double().T @ keys.double()
-        self.sum_ = product if self.sum_ is None else self.sum_.to(product) + product
+        self.sum_ = product if self.sum_ is None else self.sum_.to(product).add_(product)
         self.count += len(keys)
 
     @property

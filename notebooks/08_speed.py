@@ -411,7 +411,8 @@ for name, record in measured.items():
 # %%
 print(
     "python -m ece.bench --device cuda \\\n"
-    "  --dtype bfloat16 --naive 4 --edits 0 \\\n"
+    "  --dtype bfloat16 --naive-dtype float32 \\\n"
+    "  --naive 4 --edits 0 \\\n"
     "  --shapes gpt2-xl,gpt-j-6b,llama-3-8b"
 )
 shapes = sorted(RESULTS.glob("bench_gpt*")) + sorted(

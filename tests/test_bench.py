@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import GPT2Config
 
 from ece import bench as command
 from ece.bench import table
@@ -100,6 +101,40 @@ def test_counts_and_costs():
     result, cost = measured(lambda: 7, torch.device("cpu"))
     assert result == 7 and cost.seconds >= 0 and (cost.peak is None or cost.peak > 0)
     assert ceiling(torch.device("cpu"), torch.float32, 64) > 0
+
+
+@pytest.mark.parametrize("family", ["gpt2"], indirect=True)
+def test_the_solve_of_some_facts_is_not_scaled(bench, monkeypatch):
+    import ece.stages as stages
+
+    real, told = stages.measured, {"values": 1.0, "keys": 2.0, "solve": 4.0}
+    monkeypatch.setattr(stages, "measured", lambda *job: ((real(*job)[0][0], told), real(*job)[1]))
+    assert stage_row(bench, STAGES[0], 2)["seconds"] == {"values": 2.0, "keys": 4.0, "solve": 4.0}
+
+
+def test_a_shape_runs_without_what_may_stop_and_in_the_wanted_dtype(monkeypatch, capsys):
+    tiny = {
+        "gpt2-xl": lambda: GPT2Config(n_embd=32, n_layer=19, n_head=2, vocab_size=60_000),
+    }
+    monkeypatch.setattr(command, "SHAPES", tiny)
+    words = "--facts 4 --naive 1 --times 1 --sizes 2 --edits 0 --json".split()
+    dtypes = ["--dtype", "bfloat16", "--naive-dtype", "float32"]
+    assert command.main(["--shapes", "gpt2-xl", *words, *dtypes]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [row["stage"] for row in record["stages"]] == ["naive", "cached", "memit", "ece", "own"]
+    assert [row["facts_run"] for row in record["stages"]] == [1, 1, 4, 4, 4]
+    assert (record["naive_dtype"], record["provenance"]["dtype"]) == ("float32", "bfloat16")
+
+
+def test_a_shape_is_seen_under_prefixes_of_real_length(monkeypatch):
+    tiny = {"gpt2-xl": lambda: GPT2Config(n_embd=32, n_layer=19, n_head=2, vocab_size=60_000)}
+    monkeypatch.setattr(command, "SHAPES", tiny)
+    options = command._parser().parse_args(["--facts", "2", "--shapes", "gpt2-xl"])
+    made, _ = command.open_bench("gpt2-xl", options)
+    told = made.state(made.config("memit")).contexts
+    assert told[0] == "{}" and len(told) == 6
+    lengths = [len(made.tokenizer(text.replace("{}", ""))["input_ids"]) for text in told[1:]]
+    assert min(lengths) >= 8, "ids beyond the tokenizer's vocabulary would decode to nothing"
 
 
 @pytest.mark.parametrize("family", ["gpt2"], indirect=True)

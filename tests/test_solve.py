@@ -42,6 +42,15 @@ def test_normal_equations_hold_on_the_chosen_block(seed):
     assert delta[:, mask].abs().min() > 0
 
 
+def test_matrices_may_move_in_parts_and_stay_as_they_were(monkeypatch):
+    R, K, C0, history, mask = problem(4)
+    kept = C0.clone(), history.clone()
+    whole = solve_update(R, K, C0, history, mask, 3.0)
+    monkeypatch.setattr("ece.solve.ROWS", 3)
+    assert torch.equal(solve_update(R, K, C0, history, mask, 3.0), whole)
+    assert torch.equal(C0, kept[0]) and torch.equal(history, kept[1])
+
+
 def test_it_is_where_gradient_descent_on_eq_19_ends():
     R, K, C0, history, mask = problem(1)
     delta = torch.zeros(5, 12, dtype=torch.double, requires_grad=True)
