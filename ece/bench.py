@@ -28,7 +28,7 @@ from ece.measure import ceiling
 from ece.model import load
 from ece.results import provenance, write_result
 from ece.settings import DTYPES, MATMUL
-from ece.stages import STAGES, Bench, Stage, flatness, long_run, stage_row, sweep, throughput
+from ece.stages import STAGES, Bench, Stage, long_run, stage_row, sweep, throughput
 from ece.stats import second_moment
 
 SHAPES: dict[str, Callable] = {
@@ -77,8 +77,7 @@ def run(bench: Bench, options: argparse.Namespace, every: list[Fact]) -> dict:
         "provenance": origin,
     }
     if options.edits:
-        runs = long_run(bench, every, options.edits, options.batch, show)
-        record["long"] = {"batch": options.batch, **flatness(runs), "rows": runs}
+        record["long"] = long_run(bench, every, options.edits, options.batch, show)
     return record
 
 

@@ -72,6 +72,8 @@ class Stage:
 
 COUNTED = 4
 """Facts on which the naive loop's FLOPs are counted: each costs the same but for its length."""
+PAIRS = 11
+"""Times that a batch runs at the beginning and at the end of a long run, in turn."""
 FIXED = {"stop": None}
 STAGES = (
     Stage("naive", "the published loop, one fact at a time", "memit", FIXED, "naive"),
@@ -185,14 +187,14 @@ def sweep(bench: Bench, every: list[Fact], sizes) -> list[dict]:
     return rows
 
 
-def long_run(bench: Bench, every: list[Fact], edits: int, batch: int, show) -> list[dict]:
-    """Edit on and on: seconds and memory of each batch; the facts come round again.
+def long_run(bench: Bench, every: list[Fact], edits: int, batch: int, show) -> dict:
+    """Edit on and on: what a batch costs then and at the beginning; the facts come round again.
 
     Values take a single step here: the descent cannot know how many edits came before, and
     what might grow with them (keys, history, solve, state) shows the better beside less of it.
     """
     config = bench.config("ece-rs", shared="zero", own_steps=1, steps=1)
-    state = bench.state(config)
+    state, ends = bench.state(config), []
     rows, parts = [], [every[i : i + batch] for i in range(0, len(every) - batch + 1, batch)]
     with restored(bench.model, config.layers):
         for number in show(range(edits // batch)):
@@ -203,21 +205,32 @@ def long_run(bench: Bench, every: list[Fact], edits: int, batch: int, show) -> l
             (state, _), cost = measured(work, bench.device)
             rows.append({"edits": (number + 1) * batch, "seconds_per_edit": cost.seconds / batch,
                          "bytes": resident(bench.device)})  # fmt: skip
-    return rows
+            if number in (0, edits // batch - 1):
+                ends.append(
+                    (state, [site.weight.clone() for site in sites(bench.model, config.layers)])
+                )
+        found = paired(bench, config, parts[1 % len(parts)], (ends[0], ends[-1]))
+    sides = zip(("first", "last"), (rows[0], rows[-1]), found, strict=True)
+    told = {name: {**row, "seconds_per_edit": median(seconds)} for name, row, seconds in sides}
+    ratio = median(late / early for early, late in zip(*found, strict=True))
+    return {"batch": batch, "pairs": PAIRS, **told, "ratio": ratio, "rows": rows}
 
 
-def flatness(rows: list[dict], ends: int = 10) -> dict:
-    """Medians of the first and the last few batches of a long run, and their ratio.
+def paired(bench: Bench, config: Config, part: list[Fact], ends) -> list[list[float]]:
+    """Seconds per edit of the same batch after each of the `ends` (state, weights), in turn.
 
-    `ends`: how many at each end, but never more than half of them.
+    So a drift of the machine, which minutes bring about, meets all of them alike.
     """
-    ends = max(1, min(ends, len(rows) // 2))
-    first, last = (
-        {name: median(row[name] for row in part) for name in ("seconds_per_edit", "bytes")}
-        for part in (rows[:ends], rows[-ends:])
-    )
-    ratio = last["seconds_per_edit"] / first["seconds_per_edit"]
-    return {"first": first, "last": last, "ratio": ratio}
+    seconds = [[] for _ in ends]
+    for _ in range(PAIRS):
+        for (state, weights), column in zip(ends, seconds, strict=True):
+            for site, weight in zip(sites(bench.model, config.layers), weights, strict=True):
+                site.weight.copy_(weight)
+            work = partial(
+                edit_batch, bench.model, bench.tokenizer, part, bench.stats, state, config
+            )
+            column.append(measured(work, bench.device)[1].seconds / len(part))
+    return seconds
 
 
 def throughput(bench: Bench) -> dict:

@@ -117,12 +117,13 @@ def second_moment(
             progress(totals[str(layers[0])].count)
         if save_to is not None and number % SAVE_EVERY == 0:
             _keep(save_to, mark, totals, number)
-    moments = {n: totals[str(n)].mean for n in layers}
-    seen = names and totals[f"names.{layers[0]}"].count
-    ends = {n: totals[f"names.{n}"].mean for n in layers} if seen else {}
+    count, seen = totals[str(layers[0])].count, names and totals[f"names.{layers[0]}"].count
+    # A sum goes as its mean comes: at full size each takes gigabytes.
+    moments = {n: totals.pop(str(n)).mean for n in layers}
+    ends = {n: totals.pop(f"names.{n}").mean for n in layers} if seen else {}
     if not all(torch.isfinite(moment).all() for moment in (*moments.values(), *ends.values())):
         raise StatsError("the keys' second moments are not finite; look at the model's weights")
-    return Stats(moments, totals[str(layers[0])].count, mark, ends)
+    return Stats(moments, count, mark, ends)
 
 
 def _keep(path: str | Path, mark: str, totals: dict[str, SecondMoment], number: int) -> None:
