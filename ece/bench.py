@@ -83,7 +83,7 @@ def run(bench: Bench, options: argparse.Namespace, every: list[Fact]) -> dict:
 
 def stages_of(bench: Bench) -> list[Stage]:
     """The rows of a table; where weights are random nothing is learned, so nothing may stop."""
-    found = [(stage, bench.config(stage.method, **stage.settings)) for stage in STAGES]
+    found = [(stage, stage.config(bench)) for stage in STAGES]
     return [stage for stage, config in found if not (bench.random and config.stop is not None)]
 
 

@@ -16,7 +16,7 @@ BLUE, SKY, GREEN, ORANGE = "#0072B2", "#56B4E9", "#009E73", "#E69F00"
 RED, PINK, YELLOW, BLACK, GREY = "#D55E00", "#CC79A7", "#B8A800", "#000000", "#7F7F7F"
 INDIGO, WINE, PURPLE = "#332288", "#882255", "#AA4499"  # Tol's muted palette, to the end
 TEAL, SAND, OLIVE, BRICK, STEEL = "#44AA99", "#DDCC77", "#999933", "#661100", "#6699CC"
-ROSE = "#CC6677"
+ROSE, NIGHT = "#CC6677", "#1A3A5C"
 COLOURS = MappingProxyType(
     {
         "ece-as": ORANGE,
@@ -32,6 +32,7 @@ COLOURS = MappingProxyType(
         "rome": PURPLE,
         "mend": TEAL,
         "serac": STEEL,
+        "serac-seen": NIGHT,
         "ft-l": SAND,
         "ft-w": OLIVE,
         "ft-m": BRICK,

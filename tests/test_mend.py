@@ -243,3 +243,11 @@ def test_factors_join_to_the_factors_of_the_sum():
 
 def test_every_setting_is_explained():
     assert list(field_docs(Mend)) == [field.name for field in fields(Mend)]
+
+
+def test_training_reads_no_paraphrase_unless_told_to(task, lives):
+    facts = [replace(fact, generation=(f"{fact.subject} is",)) for fact in lives]
+    bare = [replace(fact, paraphrases=()) for fact in facts]
+    for seen in (False, True):
+        one, two = (trained(task, some, steps=2, seen=seen).trained for some in (facts, bare))
+        assert all(torch.equal(value, two[name]) for name, value in one.items()) == (not seen)

@@ -6,6 +6,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from ece import plots
+from ece.baselines import BASELINES
 from ece.config import METHODS
 
 
@@ -103,7 +104,7 @@ def test_tracing_is_layers_by_tokens(ax):
 
 
 def test_every_method_has_a_colour_of_its_own():
-    colours = [plots.colour(method) for method in METHODS]
+    colours = [plots.colour(method) for method in (*METHODS, *BASELINES)]
     assert len(set(colours)) == len(colours)
     with pytest.raises(KeyError, match="known: ece-as"):
         plots.colour("unheard-of")

@@ -8,7 +8,7 @@ import torch
 
 from ece.baselines import fit as fitting
 from ece.baselines import serac_answer, serac_scope
-from ece.baselines.base import Task
+from ece.baselines.base import Task, wordings
 from ece.baselines.serac import Serac, train, view
 from ece.errors import ConfigError, StateError
 from ece.facts import encode, pad
@@ -19,7 +19,15 @@ from ece.model import fingerprint
 from ece.reading import read
 
 NUMBERS = Serac(
-    scope_steps=60, scope_lr=1e-2, steps=80, width=64, batch=6, lr=3e-3, text=0.01, heads=2
+    scope_steps=60,
+    scope_lr=1e-2,
+    steps=80,
+    width=64,
+    batch=6,
+    lr=3e-3,
+    text=0.01,
+    heads=2,
+    seen=True,
 )
 
 
@@ -65,7 +73,7 @@ def forward(model, tokenizer, texts):
 def test_each_wording_finds_its_edit_and_neighbours_find_none(task, facts):
     seen = view(task, facts)
     for i, fact in enumerate(facts):
-        rows = [encode(task.tokenizer, text) for text in serac_scope.wordings(fact)]
+        rows = [encode(task.tokenizer, text) for text in wordings(fact, True)]
         assert seen.route(rows).tolist() == [i] * len(rows)
         rows = [encode(task.tokenizer, text) for text in fact.neighbours]
         assert seen.route(rows).tolist() == [-1] * len(rows)
@@ -220,3 +228,21 @@ def test_numbers_are_documented_and_checked():
     for wrong in (dict(width=20), dict(threshold=2.0), dict(depth=-1.0), dict(heads=0)):
         with pytest.raises(ConfigError, match=f"setting '{next(iter(wrong))}'"):
             Serac(**wrong)
+
+
+@pytest.mark.parametrize("family", ["llama"], indirect=True)
+def test_training_reads_no_paraphrase_unless_told_to(task, facts):
+    """But where a data set has no other wordings, its paraphrases are what there is."""
+    numbers = replace(NUMBERS, scope_steps=2, steps=2)
+    bare = [replace(fact, paraphrases=()) for fact in facts]
+    poor = [replace(fact, generation=()) for fact in facts]
+
+    def same(one, two, seen):
+        some = replace(task, numbers=replace(numbers, seen=seen))
+        return all(torch.equal(a, b) for a, b in zip(
+            train(some, one).values(), train(some, two).values(), strict=True
+        ))  # fmt: skip
+
+    assert same(facts, bare, False) and not same(facts, bare, True)
+    assert wordings(poor[0], False) == (facts[0].text, *facts[0].paraphrases)
+    assert not set(wordings(facts[0], False)) & set(facts[0].paraphrases)

@@ -20,6 +20,7 @@ BASELINES: dict[str, Baseline] = {
     "ft-m": Baseline(FineTuning, dict(goal="answer"), fine_tune),
     "mend": Baseline(Mend, {}, transform, train_mend),
     "serac": Baseline(Serac, {}, train=train_serac, view=view),
+    "serac-seen": Baseline(Serac, dict(seen=True), train=train_serac, view=view),
 }
 """Name -> baseline."""
 

@@ -55,6 +55,17 @@ class Baseline:
         return self.numbers(**{**self.preset, **settings})
 
 
+def wordings(fact: Fact, seen: bool) -> tuple[str, ...]:
+    """Prompts by which training asks for a fact: its own, and those that free text starts from.
+
+    seen: its paraphrases too. Where the facts of a relation share their wordings, as in the
+    atlas, these are the very wordings in which the edits' generalization is asked. Facts that
+    have no other wordings (ZsRE) always give their paraphrases.
+    """
+    spare = (fact.text, *fact.generation)
+    return (*spare, *fact.paraphrases) if seen or not fact.generation else spare
+
+
 def mark_of(task: Task, facts: list[Fact], *more) -> str:
     """Digest of model, numbers, facts and whatever else (JSON) decides what comes of them."""
     said = [fingerprint(task.model), asdict(task.numbers), [asdict(fact) for fact in facts], *more]

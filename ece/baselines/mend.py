@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ece.baselines.base import Task, Weights, mark_of, names_of
+from ece.baselines.base import Task, Weights, mark_of, names_of, wordings
 from ece.baselines.fit import fit
 from ece.baselines.mend_net import (
     Factors,
@@ -56,6 +56,8 @@ class Mend:
     """Prompts of other facts per edit on which it should not move in training, >= 1."""
     max_tokens: int = 4096
     """Most tokens in a forward pass when editing, >= 1."""
+    seen: bool = False
+    """Whether training sees paraphrases too, in whose wordings generalization is asked."""
     seed: int = 0
     """Seed of the network's start and of training's draws, >= 0."""
 
@@ -128,7 +130,8 @@ def train(
 def _loss(task: Task, new: Weights, facts: list[Fact], others: list[str]) -> Float[Tensor, ""]:
     """How badly `new` weights say the facts, and how far they move `others`."""
     device = task.model.device
-    pairs = [(prompt, f.target) for f in facts for prompt in (f.text, *f.paraphrases)]
+    seen = task.numbers.seen
+    pairs = [(prompt, fact.target) for fact in facts for prompt in wordings(fact, seen)]
     asked = rows(task.tokenizer, pairs, device)
     taken = nll(log_probs(task.model, asked, new), asked) / len(pairs)
     kept = rows(task.tokenizer, [(prompt, "") for prompt in others], device)

@@ -46,6 +46,8 @@ class Serac:
     """Weight in the loss of tokens that are no answer, from which fluent text is learned, >= 0."""
     batch: int = 32
     """Facts per training step."""
+    seen: bool = False
+    """Whether training sees paraphrases too, in whose wordings generalization is asked."""
     seed: int = 0
     """Seed of the first weights and of every draw."""
 
@@ -68,7 +70,7 @@ def train(
 ) -> Weights:
     """Train both parts; returns their tensors under "scope." and "counterfactual.".
 
-    facts: none of those that will be edited; their paraphrases and neighbours are used.
+    facts: none of those that will be edited; their other wordings and neighbours are used.
     save_to: path from which two are made, one per part, so that a killed run goes on.
     """
     numbers, mark = task.numbers, mark_of(task, facts)

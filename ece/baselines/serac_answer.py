@@ -18,8 +18,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy, normalize
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ece.baselines.base import Task, Weights
-from ece.baselines.serac_scope import wordings
+from ece.baselines.base import Task, Weights, wordings
 from ece.facts import Fact, encode, pad, target_ids
 
 ELSEWHERE = 0.5
@@ -93,8 +92,9 @@ def _lesson(task: Task, fact: Fact, objects, draw: random.Random):
     pool = objects[""] if draw.random() < ELSEWHERE else objects[fact.relation or fact.prompt]
     target = target_ids(tokenizer, draw.choice(pool))
     stop = _stop(tokenizer)
-    asked = encode(tokenizer, draw.choice(wordings(fact)))
-    again = target_ids(tokenizer, draw.choice(wordings(fact)))
+    known = wordings(fact, task.numbers.seen)
+    asked = encode(tokenizer, draw.choice(known))
+    again = target_ids(tokenizer, draw.choice(known))
     given = [*encode(tokenizer, fact.text), *target, *stop]
     tail = [*stop, *again, *target, *stop]
     row = [*given, *asked, *target, *tail]

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import layer_norm, normalize, softplus
 
-from ece.baselines.base import Task, Weights
+from ece.baselines.base import Task, Weights, wordings
 from ece.facts import Fact, by_length, encode, pad
 from ece.model import blocks
 from ece.upper import states_at
@@ -29,11 +29,6 @@ ANSWERED = 0.3
 def statement(fact: Fact) -> str:
     """The text by which an edit stands in the memory: prompt and new object."""
     return f"{fact.text} {fact.target}"
-
-
-def wordings(fact: Fact) -> tuple[str, ...]:
-    """Prompts that ask for the fact: its own, its paraphrases, those that free text starts from."""
-    return (fact.text, *fact.paraphrases, *fact.generation)
 
 
 def start(task: Task) -> Weights:
@@ -87,7 +82,8 @@ def loss(task: Task, facts: list[Fact]) -> Callable[[Weights, torch.Generator], 
     def scope_loss(weights: Weights, generator: torch.Generator) -> Tensor:
         draw = random.Random(int(torch.randint(2**31, (), generator=generator)))
         chosen = draw.sample(facts, min(task.numbers.batch, len(facts)))
-        texts, names = zip(*_texts(chosen, facts, twins, draw), strict=True)
+        seen = task.numbers.seen
+        texts, names = zip(*_texts(chosen, facts, twins, seen, draw), strict=True)
         stated = [statement(fact) for fact in chosen]
         rows = [encode(task.tokenizer, text) for text in (*stated, *texts)]
         vectors = embed(task, weights, rows)
@@ -114,17 +110,18 @@ def _twins(facts: list[Fact]) -> dict[str, list[str]]:
     }
 
 
-def _texts(chosen: list[Fact], facts: list[Fact], twins, draw: random.Random):
+def _texts(chosen: list[Fact], facts: list[Fact], twins, seen: bool, draw: random.Random):
     """(text, edit prompt that means the same) of one text in the scope of each fact, and of
     texts out of it: a neighbour, the fact's wording about another subject, the subject in the
     prompt of another fact. Some have an answer attached."""
     for fact in chosen:
-        found = [(draw.choice(wordings(fact)), fact.text)]
+        asked = wordings(fact, seen)
+        found = [(draw.choice(asked), fact.text)]
         if fact.neighbours:
             found.append((draw.choice(fact.neighbours),) * 2)
         near = twins[fact.subject] if draw.random() < 0.5 else ()
         other = draw.choice(near) if near else draw.choice(facts).subject
-        wording = draw.choice(wordings(fact))
+        wording = draw.choice(asked)
         if fact.subject in wording:
             swapped = wording.replace(fact.subject, other)
             found.append((swapped, fact.prompt.replace("{}", other)))
