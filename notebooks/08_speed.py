@@ -160,6 +160,8 @@ print("losses, slow", [f"{x:.4f}" for x in losses])
 # | `ece-stop` | the same, and facts below 0.05 leave |
 # | `own` | ECE-RS with 5 own steps from zero: no anchors |
 # | `ece-plus` | the book's setting: no anchors, early stop, all neurons |
+#
+# ECE keeps the paper's schedule here on every model, also where a preset has another.
 
 # %%
 RESULTS = Path("../book/results")

@@ -372,9 +372,11 @@ plt.show()
 # chosen by a short search on `atlas-gpt2` alone (200 facts of seed 0, one of the seeds of the
 # tables), and the other two models use the same numbers. ECE's own presets were searched for
 # on all three. So a baseline that does badly on `atlas-gptj` or `atlas-llama` may only be
-# badly tuned there: AlphaEdit and PRUNE on `atlas-gptj` surely are.
+# badly tuned there; AlphaEdit and PRUNE, which surely were, have numbers of their own on
+# `atlas-gptj` (seed 3).
 # MEND and SERAC were trained on the facts of the world that a run does not edit, for each
-# model and data set.
+# model and data set, and in other wordings than the paraphrases that the tables ask
+# (`seen=False`); {doc}`10_table1` shows what SERAC gains by those.
 #
 # ## Summary
 #

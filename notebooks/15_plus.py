@@ -305,9 +305,9 @@ for run in long:
 # %% [markdown]
 # ROME, which finds each value on the present weights, keeps its efficacy for the same reason,
 # and pays with its neighbours. Nothing in this is special to `ece-plus`: the lines of
-# `memit-history` and `ece-rs` with "again" show what the same setting does for them. In real CounterFact few subjects come twice, so there the
-# three settings should hardly differ; in a knowledge base that is kept up to date, subjects
-# come again all the time.
+# `memit-history` and `ece-rs` with "again" show what the same setting does for them. In real
+# CounterFact few subjects come twice, so there the three settings should hardly differ; in a
+# knowledge base that is kept up to date, subjects come again all the time.
 #
 # ## What it gains
 #
