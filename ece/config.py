@@ -131,9 +131,7 @@ _ATLAS = dict(lr=10.0, weight_decay=50.0, ridge=1e-3)  # states are some 200 to 
 PRESETS: dict[str, dict] = {
     "atlas-gpt2": dict(_ATLAS | dict(lr=15.0), layers=(0, 1, 2), lam=150.0, p=0.99),
     "atlas-gptj": dict(_ATLAS, layers=(1, 2), lam=60.0, p=0.99),
-    "atlas-llama": dict(
-        _ATLAS, layers=(1, 2), lam=60.0, p=0.95, own_steps=15, stop=0.02
-    ),  # the other two gain nothing by more own steps than the paper's five
+    "atlas-llama": dict(_ATLAS, layers=(1, 2), lam=60.0, p=0.95),
     "gpt2-xl": dict(layers=(13, 14, 15, 16, 17), lr=0.5, lam=20000.0, steps=20, own_steps=4),
     "gpt-j-6b": dict(layers=(3, 4, 5, 6, 7, 8), lr=0.5, lam=15000.0, max_tokens=8192),
     "llama-3-8b": dict(layers=(4, 5, 6, 7, 8), lr=0.1, lam=15000.0, max_tokens=8192),
@@ -164,8 +162,11 @@ METHODS: dict[str, dict] = {
 MEMIT stops a fact's descent at an NLL of 0.05, as its published code does, and so do ROME and
 the peers made from MEMIT: AlphaEdit, BLUE's two layers, RECT, PRUNE."""
 
+_ECE = ("ece-as", "ece-wi", "ece-rs")
 _ATLAS_NAMES = ("atlas-gpt2", "atlas-gptj", "atlas-llama")
 OWN: dict[str, dict[str, dict]] = {
+    # on the other two models ECE gains nothing by more own steps than the paper's five
+    **{name: {"atlas-llama": dict(own_steps=15, stop=0.02)} for name in _ECE},
     "ece-plus": {
         "atlas-gpt2": dict(lam=105.0),
         "atlas-gptj": dict(lam=42.0),
