@@ -64,6 +64,8 @@ models = list(dict.fromkeys(model for model, _, _ in cells))
 
 # %% tags=["nbval-ignore-output"]
 print(tables.origin(found, missing))
+spent = sum(sum(run["seconds"].values()) for run in found)
+print(f"{spent / 3600:.1f} hours in all")
 print("\nseeds      CounterFact  ZsRE")
 for method in methods:
     seeds = [max((len(cells.get((model, data, method), []))
@@ -218,6 +220,7 @@ def told(d):
     return f"{sum(d) / len(d):+.1f}{sure}" if d else "-"
 
 
+# %%
 def against_others(model, data):
     means = {m: sum(s.values()) / len(s) for m in OURS
              if (s := scores(model, m, data))}
@@ -228,6 +231,7 @@ def against_others(model, data):
     print(f"{'minus':14}{top:>12}{'ece-plus':>12}")
     for other in (m for m in methods if m not in OURS):
         parts = [told(differences(model, one, other, data))
+                 if one != other else ""
                  for one in (top, "ece-plus")]
         print(f"{other:14}{parts[0]:>12}{parts[1]:>12}")
 
@@ -336,7 +340,7 @@ for model in models:
 #
 # ZsRE asks for every token of the answer to be the likeliest, where CounterFact only
 # compares two answers. So it sees values that fall a little short, and small
-# harm to others. Two parts of ECE cost something there. Below: ECE-AS as it is, with
+# harm to others. Two parts of ECE could be to blame. Below: ECE-AS as it is, with
 # all neurons ($p = 1$), and without anchors, each over three seeds.
 
 # %% tags=["nbval-ignore-output"]
@@ -357,7 +361,9 @@ for model in models:
 
 # %% [markdown]
 # A part is to blame where the line without it is higher. With both left out, and a stop
-# for each fact, ECE is nearly `memit-history`, whose row is in the table.
+# for each fact, ECE is nearly `memit-history`, whose row is in the table: what it has
+# beyond the last line is the stop, and steps without a group. ECE's numbers were chosen on
+# CounterFact alone.
 #
 # ### The schedule on `atlas-llama`
 #

@@ -150,6 +150,7 @@ for model in models:
 
 # %% tags=["nbval-ignore-output"]
 for model in models:
+    print(f"\n{model}: score")
     for method in methods:
         line = [runs[model, method, n][0]["after"]["score"]
                 for n in sizes if (model, method, n) in runs]

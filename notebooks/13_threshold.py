@@ -22,7 +22,7 @@
 # **What you will see**
 #
 # - how many neurons a share $p$ keeps, for each score;
-# - quality against $p$, $p = 1$ included (RS on two models, the others on one);
+# - quality against $p$, $p = 1$ included, on three models;
 # - what a part of the neurons can and cannot reach.
 
 # %%
@@ -152,7 +152,7 @@ for model_name in models:
 
 # %% [markdown]
 # Which $p$ is best for each score, and what does it gain over $p = 1$? With 200 facts
-# a rate has a half width of one to three points, and the best of seven is a little
+# a rate has a half width of one to three points, and the best of several is a little
 # lucky, so only gains well above that mean something.
 
 # %% tags=["nbval-ignore-output"]
