@@ -138,9 +138,8 @@ PRESETS: dict[str, dict] = {
     "gpt2-real": dict(layers=(3, 4, 5), lr=0.5, lam=5000.0),  # untuned: never run at full size
 }
 """Numbers per model, nothing else; the hub rows are the paper's appendix C, and "gpt2-real" is
-the model that `ece.evidence` trains. In bfloat16 a token of these large models holds 0.15 to 0.2
-MiB per block above the edit layers for the backward pass: 8,192 of them fit beside the weights
-on an 80 GB card, 16,384 barely."""
+the model that `ece.evidence` trains. The largest two hold 8,192 tokens at once, to leave room on
+an 80 GB card; that was reckoned, not run."""
 
 _MEMIT = dict(scorer="all", p=1.0, clusters=None, stop=0.05, history=False)
 METHODS: dict[str, dict] = {

@@ -68,12 +68,15 @@ class Stage:
     settings: dict
     way: str = "engine"
     """naive: the published loop; single: the engine, one fact at a time; engine: all at once."""
+    own: float | None = None
+    """Share of its steps that a fact takes by itself; None: as the preset has it."""
 
     def config(self, bench: Bench) -> Config:
-        """Its settings; ECE keeps the paper's schedule, a fifth of the steps a fact's own."""
+        """Its settings on the bench's model."""
         config = bench.config(self.method, **self.settings)
-        short = self.method == "ece-rs"
-        return replace(config, own_steps=max(1, config.steps // 5)) if short else config
+        if self.own is None:
+            return config
+        return replace(config, own_steps=max(1, round(self.own * config.steps)))
 
 
 COUNTED = 4
@@ -81,14 +84,16 @@ COUNTED = 4
 PAIRS = 11
 """Times that a batch runs at the beginning and at the end of a long run, in turn."""
 FIXED = {"stop": None}
+OWN = 0.2
+"""The paper's share of own steps: 5 of 25."""
 STAGES = (
     Stage("naive", "the published loop, one fact at a time", "memit", FIXED, "naive"),
     Stage("cached", "only what changes is run", "memit", FIXED, "single"),
     Stage("memit", "all facts at once", "memit", FIXED),
     Stage("memit-stop", "MEMIT with early stop", "memit", {}),
-    Stage("ece", "anchors: 20 shared steps, 5 own; chosen neurons", "ece-rs", FIXED),
-    Stage("ece-stop", "ECE with early stop", "ece-rs", {"stop": 0.05}),
-    Stage("own", "as many own steps, no anchors", "ece-rs", {**FIXED, "shared": "zero"}),
+    Stage("ece", "anchors: 20 shared steps, 5 own; chosen neurons", "ece-rs", FIXED, own=OWN),
+    Stage("ece-stop", "ECE with early stop", "ece-rs", {"stop": 0.05}, own=OWN),
+    Stage("own", "as many own steps, no anchors", "ece-rs", {**FIXED, "shared": "zero"}, own=OWN),
     Stage("ece-plus", "no anchors, early stop, all neurons", "ece-plus", {}),
 )
 
@@ -204,11 +209,7 @@ def long_run(bench: Bench, every: list[Fact], edits: int, batch: int, show) -> d
     rows, parts = [], [every[i : i + batch] for i in range(0, len(every) - batch + 1, batch)]
     with restored(bench.model, config.layers):
         for number in show(range(edits // batch)):
-            part = parts[number % len(parts)]
-            work = partial(
-                edit_batch, bench.model, bench.tokenizer, part, bench.stats, state, config
-            )
-            (state, _), cost = measured(work, bench.device)
+            (state, _), cost = _timed(bench, parts[number % len(parts)], state, config)
             rows.append({"edits": (number + 1) * batch, "seconds_per_edit": cost.seconds / batch,
                          "bytes": resident(bench.device)})  # fmt: skip
             if number in (0, edits // batch - 1):
@@ -232,11 +233,14 @@ def paired(bench: Bench, config: Config, part: list[Fact], ends) -> list[list[fl
         for (state, weights), column in zip(ends, seconds, strict=True):
             for site, weight in zip(sites(bench.model, config.layers), weights, strict=True):
                 site.weight.copy_(weight)
-            work = partial(
-                edit_batch, bench.model, bench.tokenizer, part, bench.stats, state, config
-            )
-            column.append(measured(work, bench.device)[1].seconds / len(part))
+            column.append(_timed(bench, part, state, config)[1].seconds / len(part))
     return seconds
+
+
+def _timed(bench: Bench, part: list[Fact], state: EditState, config: Config):
+    """What `edit_batch` returns, and what it cost."""
+    work = partial(edit_batch, bench.model, bench.tokenizer, part, bench.stats, state, config)
+    return measured(work, bench.device)
 
 
 def throughput(bench: Bench) -> dict:

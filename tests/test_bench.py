@@ -9,6 +9,7 @@ from transformers import GPT2Config
 
 from ece import bench as command
 from ece.bench import table
+from ece.config import PRESETS, configure
 from ece.measure import Cost, ceiling, counted, measured
 from ece.stages import STAGES, Bench, joined, long_run, stage_row, sweep
 
@@ -110,6 +111,16 @@ def test_the_ends_of_a_long_run_are_compared_on_the_same_facts_in_turn(bench, fa
     assert all(part == asked[4][0] for part, _ in asked[4:])
     # The machine grows slower all the time; work grows 2.5 times: the pairs nearly see that alone.
     assert 2.5 < run["ratio"] < 2.8
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("family", ["gpt2"], indirect=True)
+def test_ece_is_timed_with_the_papers_schedule_whatever_the_preset(model, tokenizer, stats, name):
+    bench = Bench(name, model, tokenizer, [], stats, random=True)
+    for stage in STAGES:
+        config, preset = stage.config(bench), configure(name, stage.method, **stage.settings)
+        own = {25: 5, 20: 4}[config.steps] if stage.method == "ece-rs" else preset.own_steps
+        assert config == replace(preset, own_steps=own)
 
 
 def test_counts_and_costs():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ece.baselines import mend
-from ece.baselines.base import Task
+from ece.baselines.base import Task, wordings
 from ece.baselines.mend import Mend, edit, train
 from ece.baselines.mend_net import Factors, factors, normalised
 from ece.baselines.told import log_probs, nll, rows
@@ -210,8 +210,15 @@ def test_half_precision_models_get_half_precision_values(task, lives, facts):
 def test_a_prompt_to_keep_is_never_one_that_is_edited(lives):
     for seed in range(20):
         chosen, near, far = mend._draw(lives, NUMBERS, torch.Generator().manual_seed(seed))
-        asked = {prompt for fact in chosen for prompt in (fact.text, *fact.paraphrases)}
+        asked = {prompt for fact in chosen for prompt in wordings(fact, True)}
         assert 1 <= len(chosen) <= 3 and far and not asked & {*near, *far}
+
+
+def test_another_wording_that_is_taught_is_not_kept(lives):
+    facts = [replace(fact, generation=fact.neighbours) for fact in lives]
+    assert all(fact.neighbours for fact in facts)
+    for seed in range(5):
+        assert not mend._draw(facts, NUMBERS, torch.Generator().manual_seed(seed))[1]
 
 
 def test_what_cannot_be_used_is_refused(task, lives, facts):

@@ -58,8 +58,8 @@ class Baseline:
 def wordings(fact: Fact, seen: bool) -> tuple[str, ...]:
     """Prompts by which training asks for a fact: its own, and those that free text starts from.
 
-    seen: its paraphrases too. Where the facts of a relation share their wordings, as in the
-    atlas, these are the very wordings in which the edits' generalization is asked. Facts that
+    seen: its paraphrases too. Where the facts of a relation share these wordings, as in the
+    atlas and in CounterFact, the edits' generalization is asked in the very same. Facts that
     have no other wordings (ZsRE) always give their paraphrases.
     """
     spare = (fact.text, *fact.generation)

@@ -150,7 +150,7 @@ def _draw(
     count = int(torch.randint(1, most + 1, (), generator=draw))
     order = [facts[i] for i in torch.randperm(len(facts), generator=draw).tolist()]
     chosen, far = order[:count], order[count : count * (1 + numbers.far)]
-    asked = {prompt for fact in chosen for prompt in (fact.text, *fact.paraphrases)}
+    asked = {prompt for fact in chosen for prompt in wordings(fact, True)}
     near = []
     for fact in chosen:
         free = [prompt for prompt in fact.neighbours if prompt not in asked]
