@@ -75,10 +75,15 @@ _NAMES = {field.name for field in fields(Settings)}
 def name_of(settings: Settings) -> str:
     """What a cell's file is called; settings of the method that differ are part of it."""
     model = settings.model.rstrip("/").split("/")[-1]
-    extra = "".join(f"_{name}-{value}" for name, value in sorted(settings.config.items()))
+    extra = "".join(f"_{name}-{_said(value)}" for name, value in sorted(settings.config.items()))
     extra += f"_adaptive-{settings.adaptive}" if settings.adaptive else ""
     size = f"{settings.facts}x{settings.batch}"
     return f"{model}_{settings.method}_{settings.dataset}_{size}{extra}_s{settings.seed}"
+
+
+def _said(value) -> str:
+    """A value as part of a file's name."""
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def done(name: str, settings: Settings, out: Path) -> bool:

@@ -45,6 +45,7 @@ def test_other_settings_can_vary_too(file):
         (batch, layers) for batch in (1, 2) for layers in ((0,), (0, 1))
     }
     assert all(settings.config["lam"] == 20.0 for settings in found.values())
+    assert "atlas-gpt2_memit_counterfact_4x1_lam-20.0_layers-0+1_s0" in found
 
 
 def test_tables_can_be_asked_for_by_name(file, tmp_path):
