@@ -5,8 +5,9 @@
     python -m ece.grid book/grid.toml
 
 Each table of the file names lists of models, methods, datasets and seeds, and single values of
-other settings, or under `vary` lists of them; its cells are all combinations. A cell that has its
-result is not run again.
+other settings, or under `vary` lists of them; its cells are all combinations. What one method
+has on one model goes under `per`, as in `per.atlas-gpt2.memit = { lam = 50.0 }`. A cell that has
+its result is not run again.
 """
 
 import argparse
@@ -50,6 +51,10 @@ def cells(path: str | Path, only: Iterable[str] | None = None) -> dict[str, Sett
         missing = [axis for axis in AXES if not entry.get(axis)]
         if missing:
             raise ConfigError(f"{path}, table '{table}': the list '{missing[0]}' is missing")
+        strange = [f"{m}.{n}" for m, own in entry.get("per", {}).items() for n in own
+                   if m not in entry["models"] or n not in entry["methods"]]  # fmt: skip
+        if strange:
+            raise ConfigError(f"{path}, table '{table}': 'per' has {strange[0]}, which is no cell")
         for settings in _combinations(entry):
             settings.configure()
             other = found.setdefault(name_of(settings), settings)
@@ -59,11 +64,12 @@ def cells(path: str | Path, only: Iterable[str] | None = None) -> dict[str, Sett
 
 
 def _combinations(entry: dict) -> Iterator[Settings]:
-    vary = entry.get("vary", {})
-    single = {name: value for name, value in entry.items() if name not in (*AXES, "vary")}
+    vary, per = entry.get("vary", {}), entry.get("per", {})
+    single = {name: value for name, value in entry.items() if name not in (*AXES, "vary", "per")}
     lists = [*(entry[axis] for axis in AXES), *vary.values()]
     for values in product(*lists):
         told = {**single, **dict(zip((*AXES.values(), *vary), values, strict=True))}
+        told |= per.get(told["model"], {}).get(told["method"], {})
         told = {n: tuple(v) if isinstance(v, list) else v for n, v in told.items()}
         own = {name: told.pop(name) for name in list(told) if name in _NAMES}
         yield Settings(**own, config=told)

@@ -48,6 +48,16 @@ def test_other_settings_can_vary_too(file):
     assert "atlas-gpt2_memit_counterfact_4x1_lam-20.0_layers-0+1_s0" in found
 
 
+def test_one_method_on_one_model_can_have_its_own(file):
+    text = FILE.replace('["atlas-gpt2"]', '["atlas-gpt2", "atlas-llama"]')
+    file.write_text(text + "per.atlas-llama.memit = { lam = 5.0, layers = [1] }\n")
+    own = {s.seed: s.config for s in cells(file).values() if s.config != {"lam": 20.0}}
+    assert own == {seed: {"lam": 5.0, "layers": (1,)} for seed in (0, 1)}
+    assert {(s.model, s.method) for s in cells(file).values() if s.config["lam"] == 5.0} == {
+        ("atlas-llama", "memit")
+    }
+
+
 def test_tables_can_be_asked_for_by_name(file, tmp_path):
     file.write_text(FILE + FILE.replace("[one]", "[two]").replace("[0, 1]", "[7]"))
     assert {settings.seed for settings in cells(file, ["two"]).values()} == {7}
@@ -65,6 +75,8 @@ def test_tables_can_be_asked_for_by_name(file, tmp_path):
         (('"memit"', '"mimit"'), "setting 'method' is 'mimit'"),
         (("lam = 20.0", "lama = 2"), "unknown setting"),
         (("lam = 20.0", "lam = "), "is not TOML"),
+        (("lam = 20.0", "per.atlas-gptj.memit = { lam = 2.0 }"), "'per' has atlas-gptj.memit"),
+        (("lam = 20.0", "per.atlas-gpt2.rome = { lam = 2.0 }"), "'per' has atlas-gpt2.rome"),
     ],
 )
 def test_what_is_declared_wrongly_is_named(file, change, message):

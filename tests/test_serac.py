@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from ece.baselines import BASELINES, serac_answer, serac_scope
 from ece.baselines import fit as fitting
-from ece.baselines import serac_answer, serac_scope
 from ece.baselines.base import Task, wordings
 from ece.baselines.serac import Serac, train, view
+from ece.baselines.trained import trained
 from ece.errors import ConfigError, StateError
 from ece.facts import encode, pad
 from ece.flags import field_docs
@@ -246,3 +247,17 @@ def test_training_reads_no_paraphrase_unless_told_to(task, facts):
     assert same(facts, bare, False) and not same(facts, bare, True)
     assert wordings(poor[0], False) == (facts[0].text, *facts[0].paraphrases)
     assert not set(wordings(facts[0], False)) & set(facts[0].paraphrases)
+
+
+def test_another_threshold_trains_nothing_anew(model, tokenizer, facts, tmp_path):
+    def learned(**settings):
+        numbers = replace(NUMBERS, scope_steps=2, steps=2, **settings)
+        task = Task(model, tokenizer, numbers, {})
+        return trained(BASELINES["serac"], task, facts, tmp_path)
+
+    whole = learned()
+    for number, settings in ((1, dict(threshold=0.1)), (2, dict(lr=1e-3))):
+        again = learned(**settings)
+        assert len(list(tmp_path.glob("*.safetensors"))) == number
+        same = [torch.equal(again[name], whole[name]) for name in whole]
+        assert all(same) == (number == 1)

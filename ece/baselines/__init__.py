@@ -19,8 +19,10 @@ BASELINES: dict[str, Baseline] = {
     "ft-w": Baseline(FineTuning, dict(goal="last", decay=5e-4), fine_tune),
     "ft-m": Baseline(FineTuning, dict(goal="answer"), fine_tune),
     "mend": Baseline(Mend, {}, transform, train_mend),
-    "serac": Baseline(Serac, {}, train=train_serac, view=view),
-    "serac-seen": Baseline(Serac, dict(seen=True), train=train_serac, view=view),
+    "serac": Baseline(Serac, {}, train=train_serac, view=view, late=("threshold",)),
+    "serac-seen": Baseline(
+        Serac, dict(seen=True), train=train_serac, view=view, late=("threshold",)
+    ),
 }
 """Name -> baseline."""
 

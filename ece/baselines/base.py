@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class Baseline:
     """`(task, facts, save_to, progress)`: what is learned ahead, on facts never edited."""
     view: Callable[[Task, list[Fact]], nn.Module] | None = None
     """The model to be asked once all these facts were written; None: the model itself."""
+    late: tuple[str, ...] = ()
+    """Numbers that training does not look at: another value of them trains nothing anew."""
 
     def configure(self, method: str, **settings) -> Any:
         """Its numbers: preset, then `settings`; `ConfigError` names one that it does not have."""
@@ -53,6 +55,11 @@ class Baseline:
             text = f"setting '{unknown[0]}' is not one of method {method}; it has: "
             raise ConfigError(text + ", ".join(known))
         return self.numbers(**{**self.preset, **settings})
+
+    def learning(self, task: Task) -> Task:
+        """The task as `train` sees it: its `late` numbers have their defaults."""
+        plain = {name: getattr(self.numbers, name) for name in self.late}
+        return replace(task, numbers=replace(task.numbers, **plain))
 
 
 def wordings(fact: Fact, seen: bool) -> tuple[str, ...]:

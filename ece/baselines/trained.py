@@ -22,6 +22,7 @@ def trained(
     The name of the file is a digest of the model, the facts and the numbers. A training that
     was killed goes on from its last state in the folder.
     """
+    task = baseline.learning(task)
     if folder is None:
         return baseline.train(task, facts, None, progress)
     name = f"{type(task.numbers).__name__.lower()}-{mark_of(task, facts)[:16]}"
