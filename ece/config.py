@@ -164,7 +164,7 @@ the peers made from MEMIT: AlphaEdit, BLUE's two layers, RECT, PRUNE."""
 _ECE = ("ece-as", "ece-wi", "ece-rs")
 _ATLAS_NAMES = ("atlas-gpt2", "atlas-gptj", "atlas-llama")
 OWN: dict[str, dict[str, dict]] = {
-    # found by a search that no baseline had, after ECE had been behind ROME (chapter 10)
+    # found by a search that no baseline had, after ECE had been behind ROME (chapters 10, 16)
     **{name: {"atlas-llama": dict(own_steps=15, stop=0.02)} for name in _ECE},
     "ece-plus": {
         "atlas-gpt2": dict(lam=105.0),
