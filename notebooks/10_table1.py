@@ -334,8 +334,9 @@ for model in models:
 # user who knows in which wordings questions will come can train on them, and gets the row
 # `serac-seen`; the verdicts above have it on a line of its own. (Half of the
 # paraphrases begin with a stray sentence, which `serac` never met in training either, so the
-# points above are those of wordings and stray sentences together. MEND is trained like `serac`. Facts of ZsRE have no wordings besides those that are asked, and
-# there both are trained on them. The paper does not say how its SERAC was trained.)
+# points above are those of wordings and stray sentences together. MEND is trained like
+# `serac`. Facts of ZsRE have no wordings besides those that are asked, and there both are
+# trained on them. The paper does not say how its SERAC was trained.)
 #
 # **How this came about:** `serac-seen` was the only row at first, and it led on all three models.
 # `serac` was made after that had been seen, to find out why. Which of the two counts is for
