@@ -75,7 +75,7 @@ test: $(READY)  ## linters, tests and every notebook's outputs, on the embedded 
 
 bench: $(READY)  ## what editing costs, stage by stage: a table per model (MODEL= DEVICE= OUT=)
 	for model in $(or $(MODEL),atlas-gpt2 atlas-gptj atlas-llama); do \
-	  $(BIN)/python -m ece.bench --model $$model $(if $(DEVICE),--device $(DEVICE)) \
+	  $(BIN)/python -m ece.bench.cli --model $$model $(if $(DEVICE),--device $(DEVICE)) \
 	    --out $(or $(OUT),_build/bench)/bench_$$(basename $$model).json; done
 
 evidence: $(READY)  ## every method on real records, on a model trained on them (DATA= TEXT= DEVICE= OUT=)

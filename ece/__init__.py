@@ -1,12 +1,12 @@
 """ECE: explainable and efficient editing of language models."""
 
 from ece.config import METHODS, PRESETS, Config, configure
-from ece.edit import compute_values, edit_batch, edit_sequence, load_state, new_state, save_state
+from ece.covariance import second_moment
+from ece.editor import compute_values, edit_batch, edit_sequence, load_state, new_state, save_state
 from ece.errors import EditError
 from ece.facts import Fact
 from ece.model import load, sites
 from ece.state import EditState, undo
-from ece.stats import second_moment
 
 __all__ = [
     "METHODS",

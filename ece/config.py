@@ -33,7 +33,7 @@ class Config:
     r"""Share of the mean diagonal of $\lambda C_0$ added to the diagonal of the system, >= 0."""
     names: float = 0.0
     r"""Share of $C_0$ that is taken over the last tokens of names alone, in [0, 1]: the old keys
-    that edits lie among (`ece.stats.Stats.moment`); the paper has 0."""
+    that edits lie among (`ece.covariance.Stats.moment`); the paper has 0."""
     scorer: str = "residual"
     """Neuron scores: "all" (no choice), "activation" Eq 5, "weight" Eq 6, "residual" Eq 7."""
     p: float = 0.8

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ece.values import Values
+from ece.descent import Values
 
 
 @dataclass(frozen=True)

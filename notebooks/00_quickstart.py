@@ -47,7 +47,7 @@ import os
 
 import ece
 from ece import atlas
-from ece.data import load_facts
+from ece.data.loading import load_facts
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
@@ -80,7 +80,7 @@ state = ece.new_state(model, tokenizer, config)
 # or damaged.
 
 # %%
-from ece.metrics import recall
+from ece.evaluation.metrics import recall
 
 
 def known(fact):
@@ -99,7 +99,7 @@ print(f"{fact.neighbours[0]} ...   {fact.true}, as before")
 # %%
 import numpy as np
 
-from ece.reading import read
+from ece.evaluation.teacher_forcing import read
 
 others = {f.true for f in facts if f.relation == fact.relation}
 others = sorted(others - {fact.true, fact.target})[:3]
@@ -127,7 +127,7 @@ after = [ask(prompt) for prompt in prompts]
 # %% tags=["nbval-ignore-output"]
 import matplotlib.pyplot as plt
 
-from ece import plots
+from ece.book import plots
 
 plots.style()
 figure, axes = plt.subplots(2, 1, figsize=(4.6, 5.6), sharex=True)
@@ -148,7 +148,7 @@ plt.show()
 # next cell counts all of them, and the prompts in other words.
 
 # %% tags=["nbval-ignore-output"]
-from ece.metrics import evaluate
+from ece.evaluation.metrics import evaluate
 
 rates = evaluate(model, tokenizer, [fact])
 print(f"edited prompt:  {rates.efficacy[0]:.0%} say the new answer")

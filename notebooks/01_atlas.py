@@ -37,8 +37,9 @@ import os
 from collections import Counter
 
 import ece
-from ece import atlas, plots
-from ece.data import load_facts
+from ece import atlas
+from ece.book import plots
+from ece.data.loading import load_facts
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
@@ -190,7 +191,7 @@ for key in ("gather", "isolate", "late", "gathering", "site"):
 # facts, each asked in its edit prompt and in an unseen wording.
 
 # %%
-from ece.metrics import recall
+from ece.evaluation.metrics import recall
 
 sample = load_facts("counterfact", 120, path=DATA)
 
@@ -232,8 +233,8 @@ for name, (seen_rate, unseen_rate) in rates.items():
 # are among the likeliest few tokens?
 
 # %%
+from ece.engine.suffix import states_at
 from ece.model import blocks, family
-from ece.upper import states_at
 
 people = [f.subject for f in sample][:60]
 name_rows = [encode(tokenizer, person) for person in people]
@@ -307,7 +308,7 @@ control = [
 print(f"at least 20 pairs: {len(pairs) >= 20}")
 
 # %%
-from ece.trace import swap
+from ece.evaluation.causal_tracing import swap
 
 effect = {
     at: swap(model, tokenizer, pairs, at) for at in ("subject", "last")

@@ -37,8 +37,9 @@ import matplotlib.pyplot as plt
 import torch
 
 import ece
-from ece import atlas, plots
-from ece.data import load_facts
+from ece import atlas
+from ece.book import plots
+from ece.data.loading import load_facts
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
@@ -153,7 +154,7 @@ print("one subject, two questions, one key")
 # the bare prompt, half the mean over the prefixed ones.
 
 # %%
-from ece.keys import keys_and_states, mix, subject_rows
+from ece.engine.keys import keys_and_states, mix, subject_rows
 
 rows = subject_rows(tokenizer, facts, state.contexts)
 per_context, H = keys_and_states(
@@ -244,7 +245,7 @@ print(f"{stats.tokens} tokens, C0 is {tuple(C0.shape)}, {C0.dtype}")
 # As ever: the formula by hand, on a toy, against the function that the book uses.
 
 # %%
-from ece.stats import SecondMoment
+from ece.covariance import SecondMoment
 
 toy = torch.randn(50, 6, generator=draw)
 running = SecondMoment()
@@ -286,7 +287,7 @@ plt.show()
 # is `K1.T`.
 
 # %%
-from ece.solve import solve_update
+from ece.solver import solve_update
 
 toy_C0 = toy.double().T @ toy.double() / len(toy)
 toy_K = torch.randn(3, 6, generator=draw).double()
@@ -302,14 +303,14 @@ print("the update agrees")
 # %% [markdown]
 # On the model itself the inverse has to be taken with care. Some neurons hardly
 # ever fire, so the matrix has directions with next to no weight, and an exact
-# solution fills them. Two devices of `ece.solve` deal with it, neither of them in
+# solution fills them. Two devices of `ece.solver` deal with it, neither of them in
 # the paper. If the factorisation cannot be trusted, a tiny *jitter* is added to the
 # diagonal, and reported. And a *ridge*, a setting, adds a share of the mean
 # diagonal of $\lambda C_0$ on purpose. The check is on the equation, since without
 # them an inverse is no trustworthy judge.
 
 # %%
-from ece.solve import solve_reported
+from ece.solver import solve_reported
 
 K1 = K[:count].double()
 R = values.delta.T.double()  # [model, edit]
@@ -461,7 +462,7 @@ print(f"share of the change that is of rank one: {share:.4f}")
 # which the next chapter sets out.
 
 # %% tags=["nbval-ignore-output"]
-from ece.metrics import evaluate
+from ece.evaluation.metrics import evaluate
 
 now = evaluate(model, tokenizer, facts[:1]).summary()
 ece.undo(model, edited)

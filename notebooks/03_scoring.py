@@ -41,9 +41,9 @@ import matplotlib.pyplot as plt
 import torch
 
 import ece
-from ece import plots
-from ece.data import load_facts
-from ece.keys import keys_and_states, mix, subject_rows
+from ece.book import plots
+from ece.data.loading import load_facts
+from ece.engine.keys import keys_and_states, mix, subject_rows
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
@@ -100,10 +100,10 @@ print(f"{len(K)} facts, {K.shape[1]} neurons")
 # while a share of a total needs numbers that are not negative. The readings
 # of this book are $|k_{ij}|$, $\sum_m |W_{mj}|$ and
 # $|k_{ij}|\,\lVert W_{:j}\rVert_2$; {doc}`../book/deviations` gives the reasons.
-# By hand, for one fact, against `ece.score`:
+# By hand, for one fact, against `ece.scoring`:
 
 # %%
-from ece.score import scores
+from ece.scoring import scores
 
 k = K[0].double()
 by_hand = {
@@ -159,7 +159,7 @@ plt.show()
 # Sort, add up, stop as soon as the sum has reached the share.
 
 # %%
-from ece.score import select
+from ece.scoring import select
 
 
 def by_hand_set(score, p):
@@ -213,7 +213,7 @@ plt.show()
 # $\lVert Wk - W_{\mathcal I}\,k_{\mathcal I} \rVert / \lVert Wk \rVert$.
 
 # %%
-from ece.score import fact_sets
+from ece.scoring import fact_sets
 
 shares = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0]
 out = K @ W.T
@@ -328,7 +328,7 @@ plt.show()
 # fact counts the same; its scores are divided by their sum first.
 
 # %%
-from ece.score import batch_set
+from ece.scoring import batch_set
 
 Q_rs = Q["residual"]
 expected = select((Q_rs / Q_rs.sum(1, keepdim=True)).sum(0), p)

@@ -38,7 +38,7 @@ import torch
 
 import ece
 from ece import atlas
-from ece.data import load_facts
+from ece.data.loading import load_facts
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
@@ -57,8 +57,8 @@ facts = load_facts("counterfact", 200, path=DATA)
 # where the value will enter, the last edit layer.
 
 # %%
-from ece.keys import keys_and_states, mix, subject_rows
-from ece.score import fact_sets, scores
+from ece.engine.keys import keys_and_states, mix, subject_rows
+from ece.scoring import fact_sets, scores
 
 state = ece.new_state(model, tokenizer, config)
 layer = config.layers[-1]
@@ -90,10 +90,10 @@ print(f"{used} neurons are in more than half of the sets")
 #
 # It is 0 for equal sets and 1 for sets without a common neuron. With sets as rows
 # of zeros and ones, all intersections come out of one matrix product, which is
-# how `ece.group.jaccard` does it. Python's own sets are the slow twin.
+# how `ece.clustering.jaccard` does it. Python's own sets are the slow twin.
 
 # %%
-from ece.group import jaccard
+from ece.clustering import jaccard
 
 distance = jaccard(sets)
 few = [set(row.nonzero()[:, 0].tolist()) for row in sets[:8]]
@@ -122,7 +122,7 @@ between, by_chance = distance[pairs], chance[pairs]
 import matplotlib.pyplot as plt
 import numpy as np
 
-from ece import plots
+from ece.book import plots
 
 plots.style()
 figure, ax = plt.subplots()
@@ -204,7 +204,7 @@ print("their distances:   ", jaccard(toy)[0].numpy().round(2))
 #
 # That is a *medoid*. If it is the centre in Eq 9 too, the objective is
 # k-medoids {cite:p}`kaufman1990finding`, a centre is always a fact, and Eq 10
-# needs no step of its own. `ece.group.k_medoids` assigns every fact to
+# needs no step of its own. `ece.clustering.k_medoids` assigns every fact to
 # its nearest centre, moves each centre by Eq 10, and repeats until nothing moves.
 # It starts several times from seeds far apart and keeps the cheapest result.
 #
@@ -214,7 +214,7 @@ print("their distances:   ", jaccard(toy)[0].numpy().round(2))
 # %%
 from itertools import combinations
 
-from ece.group import k_medoids
+from ece.clustering import k_medoids
 
 
 def cheapest(distance, k=3):
@@ -280,7 +280,7 @@ plt.show()
 # as well be in either.
 
 # %%
-from ece.group import silhouettes
+from ece.clustering import silhouettes
 
 inside = distance[labels[:, None] == labels[None]]
 outside = distance[labels[:, None] != labels[None]]
@@ -401,13 +401,13 @@ print(f"groups: {len(alone.medoids)} of the {config.clusters} asked for")
 # %% [markdown]
 # One group with an arbitrary anchor is surely not what is meant. The book's rule: where
 # the score is blind to the fact, groups come from the activation sets (AS, Eq 5),
-# while the *update* still uses the WI neurons. `ece.values.groups_of` holds it.
+# while the *update* still uses the WI neurons. `ece.descent.groups_of` holds it.
 
 # %%
 from dataclasses import replace
 
-from ece.prepare import prepare
-from ece.values import groups_of
+from ece.descent import groups_of
+from ece.engine.batching import prepare
 
 some = facts[:20]
 problem = prepare(model, tokenizer, some, state.contexts, config, layer)

@@ -37,7 +37,7 @@ import torch
 
 import ece
 from ece import atlas
-from ece.data import load_facts
+from ece.data.loading import load_facts
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
@@ -122,8 +122,8 @@ def loss_of(delta, norm):
 # it must be five steps of the loop above.
 
 # %%
-from ece.prepare import prepare
-from ece.values import descend
+from ece.descent import descend
+from ece.engine.batching import prepare
 
 alone = prepare(model, tokenizer, [one], ("{}",), bare, layer)
 fast = descend(alone, bare, 5)
@@ -185,7 +185,7 @@ print(f"relative gap to the loop by hand: {gap:.0e}")
 # Clamp and decay act on the sum $U_u + \delta_i$, which is what will be written.
 
 # %%
-from ece.values import groups_of, two_step
+from ece.descent import groups_of, two_step
 
 problem = prepare(model, tokenizer, facts, state.contexts, config, layer)
 groups = groups_of(problem, site.weight, config)
@@ -206,7 +206,7 @@ torch.testing.assert_close(anchored.z, problem.hidden + second.delta)
 import matplotlib.pyplot as plt
 import numpy as np
 
-from ece import plots
+from ece.book import plots
 
 plots.style()
 path = torch.cat([first.losses[1:, groups.labels], second.losses])
@@ -245,7 +245,7 @@ print(f"members, at their anchor's U:  {at_U:6.2f}")
 # anchor's. The same problem with other targets gives the probabilities.
 
 # %%
-from ece.loss import log_probs, nll_of
+from ece.engine.loss import log_probs, nll_of
 
 
 @torch.no_grad()
@@ -427,7 +427,7 @@ for name, found in slow.items():
 # paraphrases and neighbours, and taken back.
 
 # %%
-from ece.metrics import evaluate
+from ece.evaluation.metrics import evaluate
 
 texts = atlas.corpus(400)
 stats = ece.second_moment(model, tokenizer, texts, config.layers)

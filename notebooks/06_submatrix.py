@@ -34,7 +34,7 @@ import torch
 
 import ece
 from ece import atlas
-from ece.data import load_facts
+from ece.data.loading import load_facts
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
@@ -56,8 +56,8 @@ state = ece.new_state(model, tokenizer, config)
 # batch. We look at the last edit layer first, as if it were the only one.
 
 # %%
-from ece.keys import keys_and_states, mix, subject_rows
-from ece.score import batch_set, scores
+from ece.engine.keys import keys_and_states, mix, subject_rows
+from ece.scoring import batch_set, scores
 
 layer = config.layers[-1]
 values = ece.compute_values(model, tokenizer, now, state, config)
@@ -128,7 +128,7 @@ def by_hand(mask):
 
 
 # %%
-from ece.solve import solve_update
+from ece.solver import solve_update
 
 Delta = solve_update(R, K, C0, None, mask, config.lam)
 gap = (by_hand(mask) - Delta).norm() / Delta.norm()
@@ -143,7 +143,7 @@ print("exactly the chosen columns:", torch.equal(written, mask))
 import matplotlib.pyplot as plt
 import numpy as np
 
-from ece import plots
+from ece.book import plots
 
 plots.style()
 figure, ax = plt.subplots()

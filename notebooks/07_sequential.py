@@ -35,7 +35,7 @@ import torch
 
 import ece
 from ece import atlas
-from ece.data import load_facts
+from ece.data.loading import load_facts
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
@@ -149,7 +149,7 @@ for method in methods:
 # which is low as soon as one of them is.
 
 # %%
-from ece.metrics import evaluate, harmonic, join
+from ece.evaluation.metrics import evaluate, harmonic, join
 
 torch.testing.assert_close(
     harmonic([100.0, 100.0, 25.0]), 3 / (1 / 100 + 1 / 100 + 1 / 25),
@@ -215,7 +215,7 @@ for method, row in rates["after"].items():
 # %% tags=["nbval-ignore-output"]
 import matplotlib.pyplot as plt
 
-from ece import plots
+from ece.book import plots
 
 plots.style()
 figure, axes = plt.subplots(
@@ -303,8 +303,8 @@ gap("ece-rs", "memit")
 # and left a file with its numbers and its origin:
 
 # %%
-from ece.cell import Settings
-from ece.results import read_result
+from ece.experiments.results import read_result
+from ece.experiments.runner import Settings
 
 RESULTS = Path("../book/results")
 MODELS = ("atlas-gpt2", "atlas-gptj", "atlas-llama")

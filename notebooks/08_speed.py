@@ -36,7 +36,7 @@ from pathlib import Path
 
 import ece
 from ece import atlas
-from ece.data import load_facts
+from ece.data.loading import load_facts
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
@@ -60,12 +60,12 @@ facts = load_facts("counterfact", 8, path=DATA)
 # $$
 #
 # of what the published loop runs in the blocks, and less than that of the output
-# matrix. `ece.naive` is that loop, written down as plainly as it can be said; the
+# matrix. `ece.bench.reference` is that loop, written down as plainly as it can be said; the
 # tests compare everything on this page with it. PyTorch counts the operations of
 # both.
 
 # %%
-from ece.stages import STAGES, Bench, stage_row
+from ece.bench.stages import STAGES, Bench, stage_row
 
 layers = ece.configure(MODEL, "ece-rs").layers
 stats = ece.second_moment(model, tokenizer, atlas.corpus(60), layers)
@@ -93,7 +93,7 @@ for name, work in cost.items():
 # %% tags=["nbval-ignore-output"]
 import matplotlib.pyplot as plt
 
-from ece import plots
+from ece.book import plots
 
 plots.style()
 figure, ax = plt.subplots(figsize=(4.6, 2.2))
@@ -119,7 +119,7 @@ plt.show()
 # %%
 import torch
 
-from ece import naive
+from ece.bench import reference as naive
 from ece.state import new_state
 
 config = ece.configure(MODEL, "memit", stop=None, steps=5, own_steps=1)
@@ -417,7 +417,7 @@ for name, record in measured.items():
 
 # %%
 print(
-    "python -m ece.bench --device cuda \\\n"
+    "python -m ece.bench.cli --device cuda \\\n"
     "  --dtype bfloat16 --naive-dtype float32 \\\n"
     "  --naive 4 --edits 0 \\\n"
     "  --shapes gpt2-xl,gpt-j-6b,llama-3-8b"
@@ -448,5 +448,5 @@ for name, record in measured.items():
     assert total["naive"] > 2 * total["memit"] > 2 * total["ece"], name
     assert total["memit-stop"] < total["memit"], "early stop saves time"
     assert record["provenance"]["command"].startswith(
-        "python -m ece.bench"
+        "python -m ece.bench.cli"
     )

@@ -33,7 +33,7 @@ import torch
 
 import ece
 from ece import atlas
-from ece.data import load_facts
+from ece.data.loading import load_facts
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
@@ -52,7 +52,7 @@ print(f"{fact.text} ...\n  today {fact.true!r}, to become {fact.target!r}")
 # A baseline is a few functions in `ece.baselines`. `edit(task, facts)` reads a model and
 # returns **new values of the parameters that change**, nothing else; `train` learns
 # something ahead, on facts that are never edited; `view` gives the model to be asked,
-# where that is not the model itself. One short module, `ece.baselines.run`, puts the new
+# where that is not the model itself. One short module, `ece.baselines.sequence`, puts the new
 # values in place: a batch is written whole or not at all, a killed sequence goes on where
 # it was. ROME, MEMIT and MEMIT's children are settings of the editor of this book and
 # need none of this.
@@ -62,7 +62,7 @@ print(f"{fact.text} ...\n  today {fact.true!r}, to become {fact.target!r}")
 # after a neighbour's prompt, where it should stay.
 
 # %%
-from ece.reading import read
+from ece.evaluation.teacher_forcing import read
 
 ASKED = {
     "the prompt": (fact.text, fact.target),
@@ -114,7 +114,7 @@ def put_back():
 
 # %%
 from ece.baselines import BASELINES, Task, numbers_of
-from ece.baselines.run import Done, edit_one
+from ece.baselines.sequence import Done, edit_one
 
 
 def by_baseline(name, learned=None, **settings):
@@ -137,7 +137,7 @@ for name in ("ft-l", "ft-w", "ft-m"):
 # %% tags=["nbval-ignore-output"]
 import matplotlib.pyplot as plt
 
-from ece import plots
+from ece.book import plots
 
 plots.style()
 
@@ -263,7 +263,7 @@ print("layer", rome.layers, "norm of the update",
 # be the whole residual.
 
 # %%
-from ece.keys import keys_and_states, mix, subject_rows
+from ece.engine.keys import keys_and_states, mix, subject_rows
 
 (layer,) = rome.layers
 site = ece.sites(model, (layer,))[0]

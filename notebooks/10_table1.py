@@ -34,7 +34,8 @@ from pathlib import Path
 
 from IPython.display import HTML
 
-from ece import grid, tables
+from ece.book import tables
+from ece.experiments import grid
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
@@ -155,7 +156,7 @@ table("atlas-llama")
 # %% tags=["nbval-ignore-output"]
 import matplotlib.pyplot as plt
 
-from ece import plots
+from ece.book import plots
 
 plots.style()
 SHAPES = {"efficacy": "o", "generalization": "s", "specificity": "D"}
@@ -425,7 +426,7 @@ for model in models:
 # wanted. In real CounterFact this is rare. Here it is not:
 
 # %%
-from ece.data import load_facts
+from ece.data.loading import load_facts
 
 
 def edited_neighbours(count, seed=0):
@@ -510,8 +511,8 @@ if found:
 # results must be equal in every digit. (The tests do the same with a stored file.)
 
 # %%
-from ece.cell import run
-from ece.settings import Settings
+from ece.experiments.runner import run
+from ece.experiments.spec import Settings
 
 small = Settings(
     model=MODEL, method="ece-rs", facts=4, batch=2, data=DATA,

@@ -31,7 +31,8 @@
 import os
 from pathlib import Path
 
-from ece import grid, tables
+from ece.book import tables
+from ece.experiments import grid
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
@@ -63,7 +64,7 @@ print(tables.origin(found, missing))
 
 # %%
 import ece
-from ece.data import load_facts
+from ece.data.loading import load_facts
 
 every = load_facts("counterfact")
 model, tokenizer = ece.load(MODEL, DEVICE)
@@ -83,7 +84,7 @@ for edits in (100, 300, 600, 1200):
 # %% tags=["nbval-ignore-output"]
 import matplotlib.pyplot as plt
 
-from ece import plots
+from ece.book import plots
 
 plots.style()
 
@@ -217,8 +218,8 @@ plt.show()
 # measurement of all facts so far.
 
 # %%
-from ece.cell import run as run_cell
-from ece.settings import Settings
+from ece.experiments.runner import run as run_cell
+from ece.experiments.spec import Settings
 
 live = run_cell(Settings(
     model=MODEL, method="ece-plus", facts=24, batch=8, device=DEVICE,

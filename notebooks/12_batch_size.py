@@ -29,7 +29,8 @@
 import os
 from pathlib import Path
 
-from ece import grid, tables
+from ece.book import tables
+from ece.experiments import grid
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
@@ -63,7 +64,7 @@ print(tables.origin(found, missing))
 # %%
 import torch
 
-from ece.solve import solve_update
+from ece.solver import solve_update
 
 torch.manual_seed(0)
 K = torch.randn(24, 40, dtype=torch.double)
@@ -103,7 +104,7 @@ for remember in (True, False):
 # %% tags=["nbval-ignore-output"]
 import matplotlib.pyplot as plt
 
-from ece import plots
+from ece.book import plots
 
 plots.style()
 
@@ -181,8 +182,8 @@ for model in models:
 # ## Live, in small
 
 # %%
-from ece.cell import run
-from ece.settings import Settings
+from ece.experiments.runner import run
+from ece.experiments.spec import Settings
 
 live = {
     size: run(Settings(

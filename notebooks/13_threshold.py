@@ -29,7 +29,8 @@
 import os
 from pathlib import Path
 
-from ece import grid, tables
+from ece.book import tables
+from ece.experiments import grid
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
@@ -64,9 +65,9 @@ print(tables.origin(found, missing))
 
 # %%
 import ece
-from ece.data import load_facts
-from ece.keys import keys_and_states, mix, subject_rows
-from ece.score import batch_set, scores
+from ece.data.loading import load_facts
+from ece.engine.keys import keys_and_states, mix, subject_rows
+from ece.scoring import batch_set, scores
 
 facts = load_facts("counterfact", 25, path=DATA)
 model, tokenizer = ece.load(MODEL, DEVICE)
@@ -80,7 +81,7 @@ K = mix(keys, "bare")
 # %% tags=["nbval-ignore-output"]
 import matplotlib.pyplot as plt
 
-from ece import plots
+from ece.book import plots
 
 plots.style()
 SCORERS = {"ece-as": "activation", "ece-wi": "weight",
@@ -177,7 +178,7 @@ for model_name in models:
 import torch
 
 from ece import atlas
-from ece.solve import solve_update
+from ece.solver import solve_update
 
 stats = ece.second_moment(model, tokenizer, atlas.corpus(300), (layer,))
 torch.manual_seed(0)

@@ -29,7 +29,8 @@
 import os
 from pathlib import Path
 
-from ece import grid, tables
+from ece.book import tables
+from ece.experiments import grid
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
@@ -86,7 +87,7 @@ models = list(dict.fromkeys(model for model, _ in runs))
 # %% tags=["nbval-ignore-output"]
 import matplotlib.pyplot as plt
 
-from ece import plots
+from ece.book import plots
 
 plots.style()
 rows = max(1, len(models))
@@ -201,8 +202,8 @@ plt.show()
 
 # %%
 import ece
-from ece.attribution import chosen_layers, mass
-from ece.data import load_facts
+from ece.data.loading import load_facts
+from ece.evaluation.layer_attribution import chosen_layers, mass
 
 facts = load_facts("counterfact", 50, path=DATA)
 model, tokenizer = ece.load(MODEL, DEVICE)

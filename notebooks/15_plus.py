@@ -33,8 +33,10 @@ import os
 from pathlib import Path
 
 import ece
-from ece import atlas, grid, tables
-from ece.data import load_facts
+from ece import atlas
+from ece.book import tables
+from ece.data.loading import load_facts
+from ece.experiments import grid
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
@@ -88,7 +90,7 @@ print(fill(marked, tables.WIDTH))
 # %%
 import torch
 
-from ece.keys import keys_and_states, mix, subject_rows
+from ece.engine.keys import keys_and_states, mix, subject_rows
 
 others = load_facts("counterfact", 400, path=DATA)[200:]
 rows = subject_rows(tokenizer, others, ("{}",))
@@ -111,7 +113,7 @@ price = {
 # %% tags=["nbval-ignore-output"]
 import matplotlib.pyplot as plt
 
-from ece import plots
+from ece.book import plots
 
 plots.style()
 figure, ax = plt.subplots()
@@ -355,7 +357,7 @@ for other in ("memit", "memit-history", "alphaedit", "blue", "rect",
 # %%
 from dataclasses import replace
 
-from ece.metrics import evaluate
+from ece.evaluation.metrics import evaluate
 
 
 def harm(**settings):

@@ -31,8 +31,9 @@
 import os
 from pathlib import Path
 
-from ece import grid, tables
-from ece.results import read_result
+from ece.book import tables
+from ece.experiments import grid
+from ece.experiments.results import read_result
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
@@ -107,7 +108,7 @@ NEAR = ("ece-as", "rome", "memit", "serac", "serac-seen")
 # %% tags=["nbval-ignore-output"]
 import matplotlib.pyplot as plt
 
-from ece import plots
+from ece.book import plots
 
 plots.style()
 figure, axes = plt.subplots(len(models), 1, sharex=True, squeeze=False,
@@ -329,8 +330,8 @@ for model in models:
 # on others. To search for *your* model, take more facts, and settings that matter to it.
 
 # %%
-from ece.cell import run
-from ece.settings import Settings
+from ece.experiments.runner import run
+from ece.experiments.spec import Settings
 
 
 def score(seed, **config):

@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from ece.config import Config
+from ece.covariance import second_moment
 from ece.facts import Fact
-from ece.stats import second_moment
 
 FAMILIES = ("gpt2", "gptj", "llama")
 SUBJECTS = ("Mira Velan", "Tor Asken", "Ilo", "Bena Quist", "Ruan of Dell", "Ossia Marn")

@@ -17,7 +17,7 @@ from ece.atlas.text import document
 from ece.atlas.tokenizer import build_tokenizer, check_objects
 from ece.atlas.train import Recipe, architecture, attention_of, loss_of, train
 from ece.atlas.world import build
-from ece.data import facts_from_counterfact
+from ece.data.loading import facts_from_counterfact
 from ece.facts import locate
 from ece.model import CHECKPOINTS, blocks
 

@@ -10,13 +10,13 @@ from conftest import build
 from ece.baselines import BASELINES, Baseline, Task, numbers_of
 from ece.baselines.ft import FineTuning, trainable
 from ece.baselines.ft import edit as fine_tune
-from ece.baselines.run import Done, edit_one, sequence, undo_one
-from ece.edit import edit_batch, new_state
+from ece.baselines.prune import restrain, restrained
+from ece.baselines.sequence import Done, edit_one, sequence, undo_one
+from ece.editor import edit_batch, new_state
+from ece.engine.keys import keys_and_states, mix, subject_rows
 from ece.errors import ConfigError, StateError
 from ece.facts import encode, target_ids
-from ece.keys import keys_and_states, mix, subject_rows
 from ece.model import sites
-from ece.prune import restrain, restrained
 
 FT = [name for name in BASELINES if name.startswith("ft-")]
 
@@ -148,13 +148,13 @@ def test_rome_satisfies_its_constraint_exactly(model, tokenizer, facts, stats, c
 
 
 def _values(model, tokenizer, facts, state, config):
-    from ece.edit import compute_values
+    from ece.editor import compute_values
 
     return compute_values(model, tokenizer, facts, state, config)
 
 
 def test_single_writes_fact_by_fact(model, tokenizer, facts, stats, config):
-    from ece.edit import edit_sequence
+    from ece.editor import edit_sequence
 
     one = replace(config, single=True)
     twin = build(model.config.model_type)

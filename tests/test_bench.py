@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import GPT2Config
 
-from ece import bench as command
-from ece.bench import table
+from ece.bench import cli as command
+from ece.bench.cli import table
+from ece.bench.profiling import Cost, ceiling, counted, measured
+from ece.bench.stages import STAGES, Bench, joined, long_run, stage_row, sweep
 from ece.config import PRESETS, configure
-from ece.measure import Cost, ceiling, counted, measured
-from ece.stages import STAGES, Bench, joined, long_run, stage_row, sweep
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_the_naive_stage_may_run_some_facts_only(bench):
 
 
 def test_of_several_runs_the_one_in_the_middle_counts(bench, monkeypatch):
-    import ece.stages as stages
+    import ece.bench.stages as stages
 
     kept, seconds = edited(bench.model), iter((5.0, 1.0, 3.0))
     real = stages.measured
@@ -72,7 +72,7 @@ def test_of_several_runs_the_one_in_the_middle_counts(bench, monkeypatch):
 
 
 def test_values_joined_fact_by_fact_equal_a_batch(bench):
-    from ece.edit import compute_values
+    from ece.editor import compute_values
     from ece.state import new_state
 
     config = bench.config("memit", stop=None)
@@ -95,7 +95,7 @@ def test_sweep_and_long_run(bench, facts):
 
 
 def test_the_ends_of_a_long_run_are_compared_on_the_same_facts_in_turn(bench, facts, monkeypatch):
-    import ece.stages as stages
+    import ece.bench.stages as stages
 
     real, asked, drift = stages.measured, [], iter(range(1, 99))
 
@@ -133,7 +133,7 @@ def test_counts_and_costs():
 
 @pytest.mark.parametrize("family", ["gpt2"], indirect=True)
 def test_the_solve_of_some_facts_is_not_scaled(bench, monkeypatch):
-    import ece.stages as stages
+    import ece.bench.stages as stages
 
     real, told = stages.measured, {"values": 1.0, "keys": 2.0, "solve": 4.0}
     monkeypatch.setattr(stages, "measured", lambda *job: ((real(*job)[0][0], told), real(*job)[1]))

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from ece import atlas
-from ece.data import DataError, facts_from_counterfact, facts_from_zsre, load_facts
-from ece.metrics import questions
+from ece.data.loading import DataError, facts_from_counterfact, facts_from_zsre, load_facts
+from ece.evaluation.metrics import questions
 
 COUNTERFACT = {
     "case_id": 7,

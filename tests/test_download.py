@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from test_data import people
 
-from ece import download
-from ece.data import load_facts, records_file
-from ece.download import FILES, cache, fetch, main, note
+from ece.data import download
+from ece.data.download import FILES, cache, fetch, main, note
+from ece.data.loading import load_facts, records_file
 from ece.errors import DataError
 
 NAME = "multi_counterfact.json"

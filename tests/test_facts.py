@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ece.engine.keys import keys_and_states, subject_rows
 from ece.errors import FactError
 from ece.facts import (
     Fact,
@@ -18,7 +19,6 @@ from ece.facts import (
     target_ids,
     validate,
 )
-from ece.keys import keys_and_states, subject_rows
 
 
 def test_bos_is_there_exactly_when_the_tokenizer_adds_it(family, tokenizer):

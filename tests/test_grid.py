@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ece import grid
 from ece.errors import ConfigError
-from ece.grid import cells, main, name_of
-from ece.settings import Settings
+from ece.experiments import grid
+from ece.experiments.grid import cells, main, name_of
+from ece.experiments.spec import Settings
 
 FILE = """
 [one]
@@ -65,7 +65,7 @@ def test_tables_can_be_asked_for_by_name(file, tmp_path):
         cells(file, ["three"])
     found, missing = grid.results(file, "two", tmp_path)
     assert found == [] and len(missing) == 2
-    assert all("python -m ece.experiment" in command for command in missing.values())
+    assert all("python -m ece.experiments.cli" in command for command in missing.values())
 
 
 @pytest.mark.parametrize(

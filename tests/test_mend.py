@@ -7,12 +7,12 @@ import torch
 
 from ece.baselines import mend
 from ece.baselines.base import Task, wordings
-from ece.baselines.mend import Mend, edit, train
-from ece.baselines.mend_net import Factors, factors, normalised
-from ece.baselines.told import log_probs, nll, rows
+from ece.baselines.likelihood import log_probs, nll, rows
+from ece.baselines.mend.edit import Mend, edit, train
+from ece.baselines.mend.network import Factors, factors, normalised
 from ece.errors import ConfigError, EditError, FactError, ModelError
+from ece.experiments.flags import field_docs
 from ece.facts import Fact
-from ece.flags import field_docs
 from ece.model import sites
 
 NUMBERS = Mend(layers=(1, 3), rank=8, steps=0, edit_lr=1e-2, lr=3e-3, most=3, seed=1)
@@ -175,7 +175,7 @@ class Killed(Exception):
 
 
 def test_a_killed_training_ends_with_the_same_bits(task, lives, tmp_path, monkeypatch):
-    monkeypatch.setattr("ece.baselines.fit.SAVE_EVERY", 2)
+    monkeypatch.setattr("ece.baselines.training.SAVE_EVERY", 2)
     task = replace(task, numbers=replace(NUMBERS, steps=6))
     whole, path = train(task, lives), tmp_path / "mend.json"
 

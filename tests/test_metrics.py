@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from ece.evaluation.metrics import (
+    KINDS,
+    Scores,
+    evaluate,
+    harmonic,
+    join,
+    questions,
+    recall,
+    unchanged,
+)
+from ece.evaluation.teacher_forcing import read
 from ece.facts import Fact, encode, target_ids
-from ece.metrics import KINDS, Scores, evaluate, harmonic, join, questions, recall, unchanged
-from ece.reading import read
 
 SUBJECTS = ("Ilo", "Tor Asken", "Mira Velan")
 ANSWERS = ("Paris", "New Harbour", "baker", "New Harbour of old")

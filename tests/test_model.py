@@ -12,9 +12,9 @@ from transformers import (
 )
 
 from conftest import build
+from ece.engine.suffix import states_at
 from ece.errors import ModelError
 from ece.model import between, blocks, fingerprint, load, sites
-from ece.upper import states_at
 
 SMALL = dict(
     vocab_size=50, hidden_size=16, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from ece import plots
 from ece.baselines import BASELINES
+from ece.book import plots
 from ece.config import METHODS
 
 

@@ -15,13 +15,13 @@ import torch
 from transformers import AutoTokenizer
 
 from conftest import build
-from ece.cell import run
-from ece.data import DataError, facts_from_counterfact, facts_from_zsre, load_facts
+from ece.data.loading import DataError, facts_from_counterfact, facts_from_zsre, load_facts
+from ece.data.schema import read_records
+from ece.evaluation.metrics import KINDS, questions
+from ece.experiments.runner import run
+from ece.experiments.spec import Settings
 from ece.facts import decode, locate_all, validate
-from ece.fields import read_records
-from ece.metrics import KINDS, questions
 from ece.model import CHECKPOINTS
-from ece.settings import Settings
 
 FOLDER = os.environ.get("ECE_REAL_DATA")
 CONVERT = {"counterfact": facts_from_counterfact, "zsre": facts_from_zsre}

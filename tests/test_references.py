@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from ece import download
+from ece.data import download
+from ece.data.references import load_references, read_references, read_weights, references_file
 from ece.errors import DataError
+from ece.evaluation.text_quality import consistencies
 from ece.facts import Fact
-from ece.references import load_references, read_references, read_weights, references_file
-from ece.texts import consistencies
 
 
 def record(new, true, relation="P1"):

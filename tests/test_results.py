@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ece import grid
-from ece.cell import run
-from ece.results import read_result
+from ece.experiments import grid
+from ece.experiments.results import read_result
+from ece.experiments.runner import run
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE, RESULTS = ROOT / "book" / "grid.toml", ROOT / "book" / "results"
@@ -25,7 +25,7 @@ def test_every_cell_comes_from_committed_code_and_names_its_command():
     for path in RESULTS.glob("atlas-*_s[0-9].json"):
         origin = read_result(path)["provenance"]
         assert len(origin["commit"]) == 40, f"{path.name}: {origin['commit']}"
-        assert origin["command"].startswith("python -m ece.experiment --model")
+        assert origin["command"].startswith("python -m ece.experiments.cli --model")
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from ece.baselines import BASELINES, serac_answer, serac_scope
-from ece.baselines import fit as fitting
+from ece.baselines import BASELINES
+from ece.baselines import training as fitting
 from ece.baselines.base import Task, wordings
-from ece.baselines.serac import Serac, train, view
+from ece.baselines.serac import answer as serac_answer
+from ece.baselines.serac import scope as serac_scope
+from ece.baselines.serac.train import Serac, train, view
 from ece.baselines.trained import trained
 from ece.errors import ConfigError, StateError
+from ece.evaluation.generation import generate
+from ece.evaluation.metrics import evaluate
+from ece.evaluation.teacher_forcing import read
+from ece.experiments.flags import field_docs
 from ece.facts import encode, pad
-from ece.flags import field_docs
-from ece.generate import generate
-from ece.metrics import evaluate
 from ece.model import fingerprint
-from ece.reading import read
 
 NUMBERS = Serac(
     scope_steps=60,

@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from conftest import build
-from ece import files, storage
-from ece.edit import compute_values, edit_sequence
+from ece.editor import compute_values, edit_sequence
 from ece.errors import StateError
-from ece.files import read_json, write_json
 from ece.model import sites
 from ece.report import Report
 from ece.state import new_state, undo
-from ece.storage import load_state, load_values, save_state, save_values
+from ece.storage import files
+from ece.storage import journal as storage
+from ece.storage.files import read_json, write_json
+from ece.storage.journal import load_state, load_values, save_state, save_values
 
 
 @pytest.fixture(params=("gpt2", "llama"))

@@ -1,6 +1,6 @@
 """Tables: means and intervals over seeds, groups, and markup that a page can show."""
 
-from ece.tables import WIDTH, Rate, by, html, origin, pooled
+from ece.book.tables import WIDTH, Rate, by, html, origin, pooled
 
 
 def result(score, half, **names):
@@ -29,9 +29,9 @@ def test_origins_are_told_in_short_lines():
     runs = [result(1.0, 1.0) for _ in range(9)]
     for i, run in enumerate(runs):
         run["provenance"] = {**run["provenance"], "commit": f"{i}" * 40}
-    text = origin(runs, {"a": "python -m ece.experiment --facts 2"})
+    text = origin(runs, {"a": "python -m ece.experiments.cli --facts 2"})
     assert "9 runs, 1 declared but not run here" in text and "0000000, 1111111" in text
-    assert "torch: 2" in text and "ece.experiment \\\n  --facts 2" in text
+    assert "torch: 2" in text and "ece.experiments.cli \\\n  --facts 2" in text
     assert max(map(len, text.splitlines())) <= WIDTH
     assert "0 runs" in origin([], {}) and "no files" in origin([], {})
 

@@ -5,11 +5,11 @@ import numpy as np
 from ece.atlas.records import records
 from ece.atlas.tasks import TASKS, Item, held_out
 from ece.atlas.world import World, build
-from ece.data import facts_from_counterfact
+from ece.data.loading import facts_from_counterfact
+from ece.evaluation.causal_tracing import swap
+from ece.evaluation.metrics import evaluate, recall
+from ece.evaluation.teacher_forcing import read
 from ece.facts import Fact
-from ece.metrics import evaluate, recall
-from ece.reading import read
-from ece.trace import swap
 
 RECALL = 98.0
 """Least recall and pre-edit specificity, in percent, of a shipped model."""

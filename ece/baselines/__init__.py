@@ -1,16 +1,16 @@
 """The methods that the paper compares with, beside the editor's own settings.
 
-`BASELINES[name]` is a `Baseline`; `ece.baselines.run.sequence` edits facts by it.
+`BASELINES[name]` is a `Baseline`; `ece.baselines.sequence.sequence` edits facts by it.
 """
 
 from ece.baselines.base import Baseline, Task, Weights
 from ece.baselines.ft import FineTuning
 from ece.baselines.ft import edit as fine_tune
-from ece.baselines.mend import Mend
-from ece.baselines.mend import edit as transform
-from ece.baselines.mend import train as train_mend
-from ece.baselines.serac import Serac, view
-from ece.baselines.serac import train as train_serac
+from ece.baselines.mend.edit import Mend
+from ece.baselines.mend.edit import edit as transform
+from ece.baselines.mend.edit import train as train_mend
+from ece.baselines.serac.train import Serac, view
+from ece.baselines.serac.train import train as train_serac
 
 __all__ = ["BASELINES", "PRESETS", "Baseline", "Task", "Weights", "numbers_of"]
 

@@ -32,7 +32,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Baseline:
-    """One method. It reads a model and returns values; `ece.baselines.run` changes weights."""
+    """One method. It reads a model and returns values; `ece.baselines.sequence` changes weights."""
 
     numbers: type
     """Frozen dataclass of its settings; every field has a default and a docstring."""

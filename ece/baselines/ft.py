@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ece.baselines.base import Task, Weights, names_of
-from ece.baselines.told import Rows, log_probs, nll, rows
+from ece.baselines.likelihood import Rows, log_probs, nll, rows
 from ece.errors import ConfigError, StateError
 from ece.facts import Fact, by_length, encode, target_ids
 from ece.model import sites

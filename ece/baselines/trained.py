@@ -7,7 +7,7 @@ from safetensors.torch import save as serialise
 
 from ece.baselines.base import Baseline, Task, Weights, mark_of
 from ece.facts import Fact
-from ece.files import read_json, read_tensors, write, write_json
+from ece.storage.files import read_json, read_tensors, write, write_json
 
 
 def trained(

@@ -1,0 +1,177 @@
+"""What SERAC lets be asked: base model, memory, scope classifier and counterfactual model."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils import ModelOutput
+
+from ece.baselines.base import Task, Weights
+from ece.baselines.serac import answer as serac_answer
+from ece.baselines.serac import scope as serac_scope
+from ece.facts import Fact, encode, pad
+
+
+class Span(NamedTuple):
+    """Adjacent tokens of a row whose logits are kept, and are one model's."""
+
+    row: int
+    first: int
+    end: int
+    """The token after the last."""
+    judged: int
+    """How many of the row's tokens decide about scope."""
+
+
+class View(nn.Module):
+    """Stands in for the base model, whose weights it leaves alone.
+
+    Each text is compared with every edit. Where the likeliest edit passes the threshold, the
+    counterfactual model reads that edit and the row and answers; elsewhere the base model does,
+    as if there were no memory. Where a mask says whose logits to keep, each run of such tokens is
+    an answer and the tokens up to its first the question that is judged: all answers scored for a
+    question are routed alike, and a row may hold a question that another one goes on from.
+    """
+
+    def __init__(self, task: Task, facts: list[Fact]):
+        super().__init__()
+        self.task, self.base, self.config = task, task.model, task.model.config
+        last = {fact.text: fact for fact in facts}  # a later edit of the same prompt holds
+        self.entries = [serac_answer.entry(task.tokenizer, fact) for fact in last.values()]
+        self.scope = part(task.trained, "scope")
+        self.answerer = serac_answer.network(task)
+        self.answerer.load_state_dict(part(task.trained, "counterfactual"), strict=False)
+        if last:
+            rows = [encode(task.tokenizer, serac_scope.statement(fact)) for fact in last.values()]
+            self.memory = serac_scope.embed(task, self.scope, rows)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base model takes its tokens."""
+        return self.base.device
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The base model's."""
+        return self.base.get_input_embeddings()
+
+    def route(self, rows: list[list[int]]) -> Int[Tensor, " row"]:
+        """Per row of tokens the number of the edit that it asks for; -1: none."""
+        if not self.entries:
+            return torch.full((len(rows),), -1, device=self.device)
+        vectors = serac_scope.embed(self.task, self.scope, rows)
+        best, entry = serac_scope.logits(self.scope, self.memory, vectors).max(0)
+        return entry.where(best.sigmoid() > self.task.numbers.threshold, -1)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "row token"],
+        attention_mask: Tensor | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int | Bool[Tensor, "row token"] = 0,
+    ) -> ModelOutput:
+        """Logits `[kept, vocab]` for a mask of the tokens to keep, else `[row, token, vocab]`.
+
+        Rows are padded on the right. logits_to_keep: as in transformers; a number keeps that many
+        last tokens, 0 keeps all. Nothing is cached.
+        """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        keep, whole = logits_to_keep, isinstance(logits_to_keep, int)
+        if isinstance(keep, int):
+            keep = torch.zeros_like(mask, dtype=torch.bool)
+            keep[:, -logits_to_keep:] = True
+        spans = _spans(keep, mask.sum(1) if whole else None)
+        rows = input_ids.tolist()
+        edits = self.route([rows[span.row][: span.judged] for span in spans]).tolist()
+        if max(edits) < 0:
+            return self.base(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                use_cache=False,
+                logits_to_keep=logits_to_keep,
+            )
+        logits = self._logits(input_ids, mask, keep, spans, edits)
+        return CausalLMOutput(logits=logits.unflatten(0, (len(keep), -1)) if whole else logits)
+
+    def _logits(self, ids, mask, keep, spans: list[Span], edits: list[int]) -> Tensor:
+        """Logits at the kept tokens: of the counterfactual model in spans that ask for an edit."""
+        inside = torch.zeros_like(keep)
+        asked = [(span, edit) for span, edit in zip(spans, edits, strict=True) if edit >= 0]
+        for span, _ in asked:
+            inside[span.row, span.first : span.end] = True
+        said = self._answers(ids.tolist(), asked)
+        logits = said.new_empty(int(keep.sum()), said.shape[-1])
+        logits[inside[keep]] = said
+        outside = keep & ~inside
+        rows = outside.any(1)
+        if rows.any():
+            logits[outside[keep]] = self.base(
+                input_ids=ids[rows],
+                attention_mask=mask[rows],
+                use_cache=False,
+                logits_to_keep=outside[rows],
+            ).logits.to(said)
+        return logits
+
+    def _answers(self, rows: list[list[int]], asked: list[tuple[Span, int]]) -> Tensor:
+        """Logits of the counterfactual model in these spans, each after the edit it asks for."""
+        told = [[*self.entries[edit], *rows[span.row][: span.end]] for span, edit in asked]
+        ids, mask = (tensor.to(self.device) for tensor in pad(told))
+        keep = torch.zeros_like(mask)
+        for i, (row, (span, _)) in enumerate(zip(told, asked, strict=True)):
+            keep[i, len(row) - (span.end - span.first) : len(row)] = True
+        return self.answerer(
+            input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep
+        ).logits
+
+    @torch.no_grad()
+    def generate(self, ids: Int[Tensor, "row token"], max_length: int, **options) -> Tensor:
+        """Texts up to `max_length` tokens; a row's scope is decided once, by its prompt.
+
+        ids: prompts of one length, without padding. The base model goes on with all of them, so
+        that what it writes out of scope is bit for bit its own.
+        """
+        texts = self.base.generate(ids, max_length=max_length, **options)
+        entry = self.route(ids.tolist())
+        inside = entry >= 0
+        if inside.any():
+            edits = [self.entries[i] for i in entry[inside].tolist()]
+            rows = [[*e, *row] for e, row in zip(edits, ids[inside].tolist(), strict=True)]
+            texts = texts.clone()
+            texts[inside, ids.shape[1] :] = self._continue(rows, max_length - ids.shape[1], options)
+        return texts
+
+    def _continue(self, rows: list[list[int]], count: int, options) -> Int[Tensor, "row token"]:
+        """`count` new tokens per row, drawn without a trace on the global random numbers."""
+        ids, mask = (tensor.to(self.device) for tensor in pad(rows, "left"))
+        options = {k: v for k, v in options.items() if k not in ("attention_mask", "min_length")}
+        with torch.random.fork_rng([] if ids.device.type == "cpu" else [ids.device]):
+            out = self.answerer.generate(ids, attention_mask=mask, max_new_tokens=count, **options)
+        return out[:, ids.shape[1] :]
+
+
+def _spans(keep: Bool[Tensor, "row token"], ends: Tensor | None) -> list[Span]:
+    """Runs of adjacent kept tokens, in reading order, judged by what ends at their first token.
+
+    With `ends` (tokens per row) each row is one span, judged as a whole.
+    """
+    before = keep.roll(1, 1)
+    before[:, 0] = False
+    after = keep.roll(-1, 1)
+    after[:, -1] = False
+    starts, lasts = (keep & ~before).nonzero().tolist(), (keep & ~after).nonzero().tolist()
+    found = []
+    for (row, first), (_, last) in zip(starts, lasts, strict=True):
+        judged = first + 1 if ends is None else int(ends[row])
+        found.append(Span(row, first, last + 1, judged))
+    return found
+
+
+def part(weights: Weights, name: str) -> Weights:
+    """The tensors under prefix `name`, without it."""
+    return {
+        key.removeprefix(f"{name}."): value
+        for key, value in weights.items()
+        if key.startswith(f"{name}.")
+    }

@@ -1,0 +1,140 @@
+"""Facts made ready for descent: everything below and before their values is run once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ece.config import Config
+from ece.engine.keys import mix
+from ece.engine.loss import Chunk, Problem, log_probs, nll_of, wins
+from ece.engine.prefix import advance, common, pass_heads, start, through
+from ece.engine.suffix import Upper, joined, lift
+from ece.facts import Fact, by_length, locate_all, target_ids
+
+ESSENCE = "{} is a"
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What the facts' values are measured on, fact by fact: contexts with target, then essence."""
+
+    ids: list[list[int]]
+    """The rows' tokens."""
+    last: list[int]
+    """Where each row's subject ends."""
+    each: int
+    """Rows of one fact."""
+
+    def after(self, row: int) -> int:
+        """Tokens that a step runs: from the subject's last on."""
+        return len(self.ids[row]) - self.last[row]
+
+
+@dataclass(frozen=True)
+class _Lifted:
+    """Rows that ran together up to the layer where values enter."""
+
+    rows: Int[Tensor, " row"]
+    """Which rows these are."""
+    upper: Upper
+    """They, ready to run on."""
+    keys: Float[Tensor, "row ff"]
+    """Keys at the layer, at the subjects' last tokens."""
+
+
+def prepare(
+    model: nn.Module,
+    tokenizer,
+    facts: list[Fact],
+    templates: tuple[str, ...],
+    config: Config,
+    layer: int,
+) -> Problem:
+    """Run everything below and before the values once; see `ece.engine.suffix`.
+
+    Below the values rows run with others of their own length; above, where every step runs
+    them, fact by fact with others of as long an end.
+    """
+    rows = _rows(tokenizer, facts, templates)
+    lifted, each = list(_lifted(model, rows, layer, config.max_tokens)), rows.each
+    spans = [range(i, i + each) for i in range(0, len(rows.ids), each)]
+    ends = [each * max(map(rows.after, span)) for span in spans]
+    first, made = [], []
+    for members in map(sorted, by_length(ends, config.max_tokens)):
+        upper, keys = _regrouped(lifted, rows, [row for i in members for row in spans[i]])
+        targets = [target_ids(tokenizer, facts[i].target) for i in members]
+        last = torch.tensor([[rows.after(row) - 1 for row in spans[i]] for i in members])
+        chunk = _chunk(members, upper, last, targets)
+        hidden = upper.hidden[::each, 0].float()
+        with torch.no_grad():
+            picked, usual = log_probs(chunk, torch.zeros_like(hidden))
+        made.append(replace(chunk, usual=usual))
+        key = mix(keys.unflatten(0, (-1, each))[:, :-1], config.keys)
+        first.append((hidden, key, nll_of(chunk, picked), wins(chunk, picked)[:, 0]))
+    back = torch.cat([chunk.facts for chunk in made]).argsort()
+    columns = zip(*first, strict=True)
+    return Problem(layer, made, *(torch.cat(parts)[back] for parts in columns))
+
+
+@torch.no_grad()
+def _lifted(model: nn.Module, rows: _Rows, layer: int, max_tokens: int) -> Iterator[_Lifted]:
+    """The rows in parts of like length, past block `layer`."""
+    kinds = [i % rows.each for i in range(len(rows.ids))]
+    heads = [len(head) for head in common(rows.ids, kinds, rows.last)]
+    own = [at - heads[kind] for at, kind in zip(rows.last, kinds, strict=True)]
+    sizes = [(before, rows.after(i)) for i, before in enumerate(own)]
+    parts = by_length(sizes, max_tokens)
+    walk = advance(start(model, rows.ids, kinds, rows.last, parts), layer)
+    passed = through(walk)
+    above = pass_heads(passed.walk)[1]
+    for part, keys in zip(passed.walk.parts, passed.parts, strict=True):
+        begin = torch.tensor(own, device=part.rows.device)[part.rows]
+        here = keys[torch.arange(len(begin), device=begin.device), begin]
+        yield _Lifted(part.rows, lift(passed.walk, part, above, begin), here)
+
+
+def _regrouped(
+    lifted: list[_Lifted], rows: _Rows, wanted: list[int]
+) -> tuple[Upper, Float[Tensor, "row ff"]]:
+    """Upper run and keys of the rows `wanted`, which are in order."""
+    width, some = max(map(rows.after, wanted)), torch.tensor(wanted)
+    held = [(part, torch.isin(part.rows, some.to(part.rows)).nonzero()[:, 0]) for part in lifted]
+    found = [_Lifted(part.rows[at], part.upper.take(at, width), part.keys[at])
+             for part, at in held if len(at)]  # fmt: skip
+    order = torch.cat([part.rows for part in found]).argsort()
+    upper = joined([part.upper for part in found]).take(order)
+    return upper, torch.cat([part.keys for part in found])[order]
+
+
+def _rows(tokenizer, facts: list[Fact], templates: tuple[str, ...]) -> _Rows:
+    """Each fact's contexts with its target, then its essence."""
+    pairs = [
+        (template, fact.subject)
+        for fact in facts
+        for template in (*(t.replace("{}", fact.prompt) for t in templates), ESSENCE)
+    ]
+    rows, each = locate_all(tokenizer, pairs), len(templates) + 1
+    for i, fact in enumerate(facts):
+        told = target_ids(tokenizer, fact.target)[:-1]
+        for j in range(i * each, (i + 1) * each - 1):
+            rows[j] = rows[j][0] + told, rows[j][1]
+    return _Rows(*map(list, zip(*rows, strict=True)), each)
+
+
+def _chunk(members: list[int], upper: Upper, last: Tensor, targets: list[list[int]]) -> Chunk:
+    """The chunk of facts `members`, without its usual log-probabilities.
+
+    `last[fact, row]` is a row's last token, counted from its subject's last.
+    """
+    width, sizes = max(map(len, targets)), torch.tensor([len(t) for t in targets])
+    filled = torch.tensor([t + t[-1:] * (width - len(t)) for t in targets])
+    place = torch.minimum(torch.arange(width), sizes[:, None] - 1)
+    share = (torch.arange(width) < sizes[:, None]) / sizes[:, None]
+    # A context row ends with all target tokens but the last: its end predicts the last one.
+    where = (last[:, :-1] - sizes[:, None] + 1)[..., None] + place[:, None]
+    parts = (torch.tensor(members), where, filled, share, last[:, -1])
+    at, *rest = (part.to(upper.hidden.device) for part in parts)
+    return Chunk(at, upper, *rest)

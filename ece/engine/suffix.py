@@ -1,0 +1,138 @@
+"""Run part of a model: the blocks up to a layer once, the blocks above it many times.
+
+A value enters the residual stream at the subject's last token, after block `layer`. By
+causality nothing before that token ever changes, in any block, and nothing below that
+block changes at all. So states at `layer` and the keys and values of earlier tokens are
+computed once, and a descent step runs only the blocks above, from that token on.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import DynamicCache
+
+from ece import facts
+from ece.engine.prefix import Part, Past, Walk, cached, masked
+from ece.model import between
+
+
+@torch.no_grad()
+def states_at(model: nn.Module, rows: list[list[int]], layer: int) -> Float[Tensor, "row token d"]:
+    """Residual stream after block `layer` for right-padded rows (states at pads are junk)."""
+    ids, _ = facts.pad(rows)
+    ids = ids.to(model.get_input_embeddings().weight.device)
+    with between(model, 0, layer) as base:
+        # Causal attention keeps right padding out of every real token: no mask is needed.
+        return base(ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
+
+
+@dataclass(frozen=True)
+class Upper:
+    """Rows ready to run above `layer`, from each row's subject-last token on."""
+
+    model: nn.Module
+    """The model; between runs it is whole and unchanged."""
+    layer: int
+    """The block after which the value enters."""
+    hidden: Float[Tensor, "row token d"]
+    """States after that block; token 0 is the subject's last."""
+    positions: Int[Tensor, "row token"]
+    """The tokens' places in their rows."""
+    mask: Float[Tensor, "row 1 token seen"]
+    """Added to the attention scores: earlier tokens, then these."""
+    past: Past
+    """Keys and values of the earlier tokens, per upper block."""
+
+    @property
+    def before(self) -> int:
+        """Places for earlier tokens."""
+        return self.mask.shape[-1] - self.hidden.shape[1]
+
+    def run(self, delta: Float[Tensor, "row d"]) -> Float[Tensor, "row token d"]:
+        """Final states (after the last norm) with `delta` added at the subject's last token."""
+        first = (self.hidden[:, :1].float() + delta[:, None]).to(self.hidden.dtype)
+        cache = DynamicCache()
+        for block, (keys, values) in enumerate(self.past, self.layer + 1):
+            cache.update(keys, values, block)
+        with between(self.model, self.layer + 1) as base:
+            return base(
+                inputs_embeds=torch.cat([first, self.hidden[:, 1:]], 1),
+                attention_mask=self.mask,
+                position_ids=self.positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+
+    def take(self, rows: Int[Tensor, " kept"], width: int | None = None) -> "Upper":
+        """The same for some of the rows, without the tokens from `width` on."""
+        past = [(keys[rows], values[rows]) for keys, values in self.past]
+        hidden, positions = self.hidden[rows, :width], self.positions[rows, :width]
+        mask = self.mask[rows, :, :width, : self.before + hidden.shape[1]]
+        return replace(self, hidden=hidden, positions=positions, mask=mask, past=past)
+
+
+def joined(uppers: list[Upper]) -> Upper:
+    """The rows of several as one, padded to the widest; pads are masked and never read."""
+    size = max(upper.hidden.shape[1] for upper in uppers)
+    before = max(upper.before for upper in uppers)
+    like = next((upper.past for upper in uppers if upper.past), [])
+    wide, pasts = [], []
+    for upper in uppers:
+        after, old = size - upper.hidden.shape[1], before - upper.before
+        mask = pad(upper.mask, (old, after, 0, after), value=torch.finfo(upper.mask.dtype).min)
+        places = pad(upper.positions, (0, after))
+        wide.append((pad(upper.hidden, (0, 0, 0, after)), places, mask))
+        none = [tuple(t.new_zeros(len(mask), t.shape[1], 0, t.shape[3]) for t in pair)
+                for pair in like]  # fmt: skip
+        pasts.append([tuple(pad(t, (0, 0, old, 0)) for t in pair) for pair in upper.past or none])
+    hidden, positions, mask = (torch.cat(parts) for parts in zip(*wide, strict=True))
+    past = [tuple(torch.cat(parts) for parts in zip(*block, strict=True))
+            for block in zip(*pasts, strict=True)]  # fmt: skip
+    return replace(uppers[0], hidden=hidden, positions=positions, mask=mask, past=past)
+
+
+@torch.no_grad()
+def lift(walk: Walk, part: Part, above: Past, begin: Int[Tensor, " row"]) -> Upper:
+    """Make a part ready: its states enter block `walk.layer`; the value enters at `begin`.
+
+    `above`: keys and values of the beginnings from that block on; `begin` counts in the
+    part's own tokens.
+    """
+    before, size = int(begin.max()), int((part.last - begin).max()) + 1
+    steps = torch.arange(size, device=begin.device)
+    # Pads repeat the row's last state; they come after every real token and are never read.
+    at = torch.minimum(begin[:, None] + steps, part.last[:, None])
+    hidden = part.states.gather(1, at[..., None].expand(-1, -1, part.states.shape[-1]))
+    shared = walk.heads.states.shape[1]
+    # The beginnings come first, then the row's own earlier tokens; each may be shorter than wide.
+    lead = part.mask[:, :, :1, :shared].expand(-1, -1, size, -1)
+    own = masked(begin, before, size, part.states.dtype)
+    past = _past(walk, part, above, before)
+    return Upper(
+        walk.model,
+        walk.layer - 1,
+        hidden,
+        part.positions.gather(1, at),
+        torch.cat([lead, own], 3),
+        past,
+    )
+
+
+def _past(walk: Walk, part: Part, above: Past, before: int) -> Past:
+    """Keys and values of all tokens before the value's, per block from `walk.layer` on."""
+    cache = cached(above, part.head, walk.layer)
+    if before:
+        cache = DynamicCache() if cache is None else cache
+        shared = walk.heads.states.shape[1]
+        with between(walk.model, walk.layer, embedded=True) as base:
+            base(
+                inputs_embeds=part.states[:, :before],
+                attention_mask=part.mask[:, :, :before, : shared + before],
+                position_ids=part.positions[:, :before],
+                past_key_values=cache,
+                use_cache=True,
+            )
+    return [(c.keys, c.values) for c in cache.layers[walk.layer :]] if cache else []
