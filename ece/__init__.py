@@ -1,28 +1,30 @@
 """ECE: explainable and efficient editing of language models."""
 
-from ece.config import METHODS, PRESETS, Config, configure
-from ece.covariance import second_moment
-from ece.editor import compute_values, edit_batch, edit_sequence, load_state, new_state, save_state
+from ece.config import Config
+from ece.covariance import Stats, blend, second_moment
+from ece.editor import compute_values, edit_batch, edit_sequence
 from ece.errors import EditError
 from ece.facts import Fact
-from ece.model import load, sites
-from ece.state import EditState, undo
+from ece.load import load
+from ece.model import sites
+from ece.report import Report
+from ece.state import EditState, new_state, undo
+from ece.strategy import Strategy
 
 __all__ = [
-    "METHODS",
-    "PRESETS",
     "Config",
     "EditError",
     "EditState",
     "Fact",
+    "Report",
+    "Stats",
+    "Strategy",
+    "blend",
     "compute_values",
-    "configure",
     "edit_batch",
     "edit_sequence",
     "load",
-    "load_state",
     "new_state",
-    "save_state",
     "second_moment",
     "sites",
     "undo",

@@ -88,13 +88,3 @@ def centre(distance: Float[Tensor, "edit edit"], members: Bool[Tensor, " edit"])
     """Eq 10: the member with the smallest summed distance to the members (lowest index)."""
     inside = members.nonzero()[:, 0]
     return inside[distance[inside][:, inside].sum(1).argmin()]
-
-
-def silhouettes(
-    distance: Float[Tensor, "edit edit"], labels: Int[Tensor, " edit"]
-) -> Float[Tensor, " edit"]:
-    """How much closer each fact is to its own cluster than to the next, in [-1, 1]."""
-    from sklearn.metrics import silhouette_samples  # a second to import, and seldom needed
-
-    exact = distance.clone().fill_diagonal_(0).cpu().numpy()
-    return torch.as_tensor(silhouette_samples(exact, labels.cpu().numpy(), metric="precomputed"))

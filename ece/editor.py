@@ -1,288 +1,262 @@
-"""Editing: one batch, or a sequence of them. Single editing is a batch of one."""
+"""Edit one batch, or a sequence of them. Single editing is a batch of one."""
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from types import ModuleType
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ece import engine as fast
 from ece.config import Config
-from ece.covariance import Stats, check
+from ece.covariance import Stats, check_stats
 from ece.descent import Values, renewed, two_step
-from ece.engine.batching import prepare
-from ece.engine.keys import mix, subject_rows, walk_past, walk_to_subjects
-from ece.engine.prefix import Walk, rewritten
-from ece.errors import StateError
-from ece.facts import Fact, validate
+from ece.errors import StateError, check_finite
+from ece.facts import Fact, encode, validate
 from ece.model import fingerprint, sites
+from ece.objective import mix
 from ece.report import Report, value_part
-from ece.scoring import batch_set, scores
-from ece.solver import largest, null_basis, solve_reported, solve_within, spread
+from ece.solver import Knowledge, Update
 from ece.state import (
+    PROBE,
     Batch,
     EditState,
-    check_finite,
-    check_layers,
+    check_setting,
     check_weights,
     new_state,
     pushed,
     restore,
-    undo,
 )
-from ece.storage.journal import (
-    load_state,
-    load_values,
-    open_run,
-    save_batch,
-    save_state,
-    save_values,
-)
-
-__all__ = [
-    "EditState",
-    "Report",
-    "compute_values",
-    "edit_batch",
-    "edit_sequence",
-    "load_state",
-    "new_state",
-    "save_state",
-    "undo",
-]
+from ece.strategy import Strategy
 
 
 def compute_values(
-    model: nn.Module,
-    tokenizer,
-    facts: list[Fact],
-    state: EditState | tuple[str, ...],
-    config: Config,
-) -> Values:
-    """Values of one batch from the model's present weights (`state`, or its contexts)."""
-    templates = state.contexts if isinstance(state, EditState) else state
-    check_layers(model, config)
-    validate(facts, tokenizer, model, templates)
-    return _values(model, tokenizer, facts, templates, config)
+    model: nn.Module, tokenizer, facts: list[Fact], state: EditState, config: Config,
+    engine: ModuleType = fast,
+) -> Values:  # fmt: skip
+    """Find the values of one batch from the model's present weights."""
+    check_setting(model, config, state.strategy)
+    validate(facts, tokenizer, model, state.contexts)
+    return _values(model, tokenizer, facts, state, config, engine)
 
 
-def _values(model, tokenizer, facts, templates, config) -> Values:
-    """`compute_values` of facts that were validated."""
+def _values(model, tokenizer, facts, state: EditState, config, engine) -> Values:
+    """Find the values of facts that were validated."""
     found, began = [], time.perf_counter()
-    for layer in _entries(config):
-        problem = prepare(model, tokenizer, facts, templates, config, layer)
+    for layer in state.strategy.entries(config):
+        problem = engine.prepare(model, tokenizer, facts, state.contexts, config, layer)
         check_finite(f"keys or states at layer {layer}", problem.keys.sum() + problem.hidden.sum())
         found.append(two_step(problem, sites(model, (layer,))[0].weight, config))
     first = found[0] if len(found) == 2 else None
-    return replace(found[-1], first=first, seconds=time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return replace(found[-1], facts=names_of(facts), first=first, seconds=seconds)
 
 
-def _entries(config: Config) -> tuple[int, ...]:
-    """Layers where values enter: the last, or with "boundary" the first and the last."""
-    even = config.spread == "even" or len(config.layers) == 1
-    return config.layers[-1:] if even else (config.layers[0], config.layers[-1])
+def names_of(facts: list[Fact]) -> tuple[tuple[str, str], ...]:
+    """By what values know their facts: text and target."""
+    return tuple((fact.text, fact.target) for fact in facts)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What one layer's update does, before it is written."""
+
+    layer: int
+    mask: Bool[Tensor, " ff"]
+    before: Float[Tensor, "model chosen"]
+    after: Float[Tensor, "model chosen"]
+    update: Update
+    keys: Float[Tensor, "edit ff"]
+    seconds: float
 
 
 def edit_batch(
-    model: nn.Module,
-    tokenizer,
-    facts: list[Fact],
-    stats: Stats,
-    state: EditState,
-    config: Config,
-    values: Values | None = None,
-) -> tuple[EditState, Report]:
+    model: nn.Module, tokenizer, facts: list[Fact], stats: Stats, state: EditState, config: Config,
+    values: Values | None = None, engine: ModuleType = fast,
+) -> tuple[EditState, Report]:  # fmt: skip
     """Write `facts` into the model's weights, all of them or (on any error) none.
 
         state = new_state(model, tokenizer, config)
         state, report = edit_batch(model, tokenizer, facts, stats, state, config)
 
-    `values` may have been computed ahead (`compute_values`); otherwise the present weights
-    give them. Returns the next state; the one given stays valid for `undo` bookkeeping.
+    `values` may have been found ahead (`compute_values`); otherwise the present weights give
+    them. Returns the next state; the one given stays valid. `engine` is `ece.engine` or its
+    literal twin `ece.objective`.
     """
     _check(model, tokenizer, facts, stats, state, config)
-    values = values or _values(model, tokenizer, facts, state.contexts, config)
-    _check_values(values, facts, config)
-    done: dict[str, dict[int, Tensor]] = {"masks": {}, "before": {}, "keys": {}}
-    seconds = {"values": values.seconds, "keys": 0.0, "solve": 0.0}
-    record = {"norms": {}, "jitter": {}, "seconds": seconds}
-    if config.null is not None and not state.bases:
-        bases = {n: null_basis(stats.moment(n, config.names), config.null) for n in config.layers}
-        state = replace(state, bases=bases)
+    if values is None:
+        values = _values(model, tokenizer, facts, state, config, engine)
+    _check_values(values, facts, state.strategy.entries(config))
+    moments = {n: stats.moments[n] for n in config.layers}
+    prepared = state.prepared or _prepared(moments, state.strategy, config)
+    state, changes, began = replace(state, prepared=prepared), [], time.perf_counter()
     try:
-        rows = subject_rows(tokenizer, facts, state.contexts)
-        walk = walk_to_subjects(model, rows, len(facts), config.max_tokens)
+        reader = engine.reader(model, tokenizer, facts, state.contexts, config.max_tokens)
         for layer, goal, left in _plan(values, config):
-            walk = _edit_layer(walk, stats, state, config, layer, goal, left, done, record)
+            keys, states, reader = reader.read(layer, goal.layer)
+            W, residual = sites(model, (layer,))[0].weight, goal.z.to(states) - states
+            R = state.strategy.spread(residual, left).T
+            changes.append(_change(layer, W, mix(keys), R, moments[layer], state, config))
+            reader = reader.after(_write(W, changes[-1]))
+        total = time.perf_counter() - began
+        weights = fingerprint(model, state.layers)
     except BaseException:
-        restore(model, done["masks"], done["before"])
+        done = {change.layer: change for change in changes}
+        restore(model, {n: c.mask for n, c in done.items()}, {n: c.before for n, c in done.items()})
         raise
-    batch = Batch(tuple(fact.id for fact in facts), **done)
-    layers = list(done["masks"])
-    neurons = {layer: int(mask.sum()) for layer, mask in done["masks"].items()}
-    report = Report(
-        **value_part(facts, values), layers=layers, neurons=neurons, masks=done["masks"], **record
-    )
-    after = replace(pushed(state, batch, config.undo), weights=fingerprint(model, state.layers))
-    return after, report
+    batch = _batch(facts, changes, state.strategy.history)
+    report = _report(facts, values, changes, total)
+    return pushed(state, batch, stats.digest, prepared, weights), report
+
+
+def _prepared(moments: dict[int, Tensor], strategy: Strategy, config: Config) -> dict[int, Tensor]:
+    found = {layer: strategy.prepare(moment, config) for layer, moment in moments.items()}
+    return {layer: tensor for layer, tensor in found.items() if tensor is not None}
 
 
 def _plan(values: Values, config: Config) -> list[tuple[int, Values, int]]:
-    """`(layer, values it works towards, layers left)`, in the order of editing."""
+    """List `(layer, values it works towards, layers left)`, in the order of editing."""
     if values.first is not None:
         return [(values.first.layer, values.first, 1), (values.layer, values, 1)]
     count = len(config.layers)
     return [(layer, values, count - i) for i, layer in enumerate(config.layers)]
 
 
-def _edit_layer(walk, stats, state, config, layer, goal, left, done, record) -> Walk:
-    """Solve for one layer with the keys of the model as it is now, and write the update.
-
-    Returns the walk behind `layer` as written, where the next layer's keys go on.
-    """
-    began = time.perf_counter()
-    site = sites(walk.model, (layer,))[0]
-    passed, keys, states = walk_past(walk, len(goal.hidden), layer, goal.layer)
-    K = mix(keys, config.keys)
+def _change(layer: int, W, K, R, moment, state: EditState, config: Config) -> _Change:
+    """Solve for one layer, with the keys of the model as it is now; changes nothing."""
+    began, strategy = time.perf_counter(), state.strategy
     check_finite(f"keys at layer {layer}", K)
-    R = spread(goal.z.to(states) - states, config.spread, left)
-    middle = time.perf_counter()
-    share = 1.0 if config.scorer == "all" else config.p
-    mask = batch_set(scores(config.scorer, K, site.weight), share)
-    weight, moment = site.weight, stats.moment(layer, config.names)
-    delta, jitter = _update(R.T, K, moment, weight, state, config, layer, mask)
-    before = weight[:, mask].clone()
-    # Sum in float64, round once: half-precision weights keep as much of the update as they can.
-    written = (before.double() + delta[:, mask].to(before.device)).to(weight.dtype)
-    check_finite(f"updated weights of layer {layer}", written)
-    done["masks"][layer], done["before"][layer] = mask.cpu(), before.cpu()
-    if config.history:
-        done["keys"][layer] = K.detach().clone()
-    weight[:, mask] = written
-    record["norms"][layer], record["jitter"][layer] = float(delta.norm()), jitter
-    solved = time.perf_counter()
-    walk = passed.walk
-    if layer != config.layers[-1]:
-        change = torch.zeros(weight.shape, device=weight.device)
-        change[:, mask] = written.float() - before.float()
-        walk = rewritten(passed, change)
-    record["seconds"]["keys"] += middle - began + time.perf_counter() - solved
-    record["seconds"]["solve"] += solved - middle
-    return walk
+    check_finite(f"weights of layer {layer}", W)
+    mask = strategy.choose(K, W, config)
+    old = (state.folded.get(layer), state.recent(layer)) if strategy.history else (None, None)
+    known = Knowledge(moment, mask, *old, state.prepared.get(layer))
+    update = strategy.solve(R, K, known, config)
+    update = update._replace(delta=strategy.finish(update.delta, W))
+    before = W[:, mask].clone()
+    # Sum in float64, round once: half-precision weights hold as much of the update as they can.
+    after = (before.double() + update.delta[:, mask].to(before.device)).to(W.dtype)
+    check_finite(f"updated weights of layer {layer}", after)
+    return _Change(layer, mask, before, after, update, K, time.perf_counter() - began)
 
 
-def _update(R, K, moment, weight, state, config, layer, mask) -> tuple[Tensor, float]:
-    """The layer's update and the jitter its factorisation needed."""
-    folded, recent = None, None
-    if config.history:
-        folded, recent = state.folded.get(layer), state.recent(layer)
-    if config.null is None:
-        numbers = (config.lam, config.ridge, recent, config.exact)
-        delta, jitter = solve_reported(R, K, moment, folded, mask, *numbers)
-    else:
-        basis = state.bases[layer].to(K.device)
-        delta, jitter = solve_within(R, K, basis, folded, config.lam, recent), 0.0
-    return (delta if config.keep == 1 else largest(delta, weight, config.keep)), jitter
+def _write(W: Float[Tensor, "model ff"], change: _Change) -> Float[Tensor, "model ff"]:
+    """Write the change into the weights; returns it as a matrix."""
+    written = torch.zeros(W.shape, device=W.device)
+    written[:, change.mask] = change.after.float() - change.before.float()
+    W[:, change.mask] = change.after
+    return written
 
 
-def _check(model, tokenizer, facts, stats, state, config) -> None:
-    """Everything that can be known before any work; raises, changes nothing."""
-    check_layers(model, config)
+def _batch(facts: list[Fact], changes: list[_Change], history: bool) -> Batch:
+    masks = {c.layer: c.mask.cpu() for c in changes}
+    before = {c.layer: c.before.cpu() for c in changes}
+    keys = {c.layer: c.keys.detach().clone() for c in changes if history}
+    return Batch(tuple(fact.id for fact in facts), masks, before, keys)
+
+
+def _report(facts: list[Fact], values: Values, changes: list[_Change], total: float) -> Report:
+    solve, norms, rounding = sum(c.seconds for c in changes), {}, {}
+    for c in changes:
+        written, wanted = c.after.double() - c.before.double(), c.update.delta[:, c.mask]
+        norms[c.layer] = float(written.norm())
+        rounding[c.layer] = float((written - wanted.to(written)).norm() / wanted.norm())
+    return Report(
+        **value_part(facts, values),
+        layers=[c.layer for c in changes],
+        neurons={c.layer: int(c.mask.sum()) for c in changes},
+        masks={c.layer: c.mask.cpu() for c in changes},
+        norms=norms,
+        rounding=rounding,
+        jitter={c.layer: c.update.jitter for c in changes},
+        seconds={"values": values.seconds, "keys": total - solve, "solve": solve},
+    )
+
+
+def _check(model, tokenizer, facts, stats, state: EditState, config: Config) -> None:
+    """Check everything that can be known before any work."""
+    check_setting(model, config, state.strategy)
     if config.layers != state.layers:
-        raise StateError(f"the state edits layers {state.layers}, the config {config.layers}")
+        raise StateError(f"the state edits layers {state.layers}, the config {config.layers}; "
+                         "make a new state for other layers")  # fmt: skip
+    if tuple(encode(tokenizer, PROBE)) != state.probe:
+        raise StateError("this tokenizer is not the one the state began with; use that one")
     validate(facts, tokenizer, model, state.contexts)
-    check(stats, state.fingerprint, config.layers, config.names)
-    for site in sites(model, config.layers):
-        check_finite(f"weights of layer {site.layer}", site.weight)
+    check_stats(stats, state.fingerprint, config.layers)
+    if state.moments not in ("", stats.digest):
+        raise StateError("these statistics are not those the state began with; use the same ones")
     check_weights(model, state)
 
 
-def _check_values(values: Values, facts: list[Fact], config: Config) -> None:
-    wanted = _entries(config)
+def _check_values(values: Values, facts: list[Fact], entries: tuple[int, ...]) -> None:
+    """Refuse values of other facts or for other layers."""
     found = (values.layer,) if values.first is None else (values.first.layer, values.layer)
-    if found != wanted or len(values.hidden) != len(facts):
-        raise StateError(
-            f"values for {len(values.hidden)} facts at layers {found} given, needed are "
-            f"{len(facts)} facts at layers {wanted}; compute them with this config"
-        )
+    if found != entries or values.facts != names_of(facts):
+        raise StateError(f"values of other facts or for layers {found} given, not for {entries}; "
+                         "compute them from these facts and this config")  # fmt: skip
     for part in filter(None, (values, values.first)):
         check_finite("values", part.z)
 
 
 def edit_sequence(
-    model: nn.Module,
-    tokenizer,
-    facts: list[Fact],
-    stats: Stats,
-    config: Config,
-    batch: int,
-    on_batch: Callable | None = None,
-    save_to: str | Path | None = None,
-    progress: Callable | None = None,
-) -> tuple[EditState, list[Report]]:
-    """Edit `facts` in batches of `batch`, in order; resumes from `save_to` if it has a run.
+    model: nn.Module, tokenizer, facts: list[Fact], stats: Stats, config: Config, batch: int,
+    strategy: Strategy | None = None, state: EditState | None = None,
+    ahead: Callable[[int], Values] | None = None, on_batch: Callable | None = None,
+    progress: Callable | None = None, engine: ModuleType = fast,
+) -> tuple[EditState, list[Report]]:  # fmt: skip
+    """Edit `facts` in batches of `batch`, in order.
 
-    With `config.single` every fact is a batch of its own, whatever `batch` says. Unless
-    `values_from` is "current", all values are computed before the first edit (and kept in
-    `save_to`). After each batch, in this order: the state is saved, `on_batch(state, report,
-    batch_facts)` and `progress(stage, done, total)` are called ("values" or "edit"). A run
-    killed at any point and started again on the unedited model ends with the same bits; it
-    calls `on_batch` again for the last batch on disk, which may have been killed before it.
+    Unless the strategy takes values from the "current" weights, all are found before the first
+    edit; `ahead(number)` gives those of a batch found earlier. `state`: its batches are done, go
+    on after them. After each batch `on_batch(state, report, batch_facts)` and
+    `progress(stage, done, total)` are called ("values" or "edit"). Nothing is written to disk.
     """
-    batch = 1 if config.single else batch
-    parts = [facts[i : i + batch] for i in range(0, len(facts), batch)]
-    run = open_run(model, tokenizer, facts, config, batch, save_to)
-    state, reports = run if run else (new_state(model, tokenizer, config), [])
-    for part in parts:
+    state = state or new_state(model, tokenizer, config, strategy)
+    parts = split(facts, state.strategy.batch or batch)
+    for part in parts[state.done :]:
         validate(part, tokenizer, model, state.contexts)
-    if reports and on_batch is not None:
-        on_batch(state, reports[-1], parts[len(reports) - 1])
-    ahead = _ahead(model, tokenizer, parts, state, config, save_to, progress)
-    seen = {fact.subject for part in parts[: len(reports)] for fact in part}
-    for number in range(len(reports), len(parts)):
-        part, values = parts[number], ahead.get(number)
-        if config.values_from == "again":
-            values = _again(model, tokenizer, part, seen, values, state, config)
-        state, report = edit_batch(model, tokenizer, part, stats, state, config, values)
+    found, reports = {}, []
+    if ahead is None and state.strategy.values_from != "current":
+        if state.done:
+            raise StateError("a sequence that goes on needs the values found before its first "
+                             "edit; give them by 'ahead'")  # fmt: skip
+        for number, part in enumerate(parts):
+            found[number] = _values(model, tokenizer, part, state, config, engine)
+            if progress is not None:
+                progress("values", number + 1, len(parts))
+    seen = {fact.subject for part in parts[: state.done] for fact in part}
+    for number in range(state.done, len(parts)):
+        part = parts[number]
+        values = found.pop(number, None) if ahead is None else ahead(number)
+        if state.strategy.values_from == "again":
+            values = _again(model, tokenizer, part, seen, values, state, config, engine)
+        done = edit_batch(model, tokenizer, part, stats, state, config, values, engine)
+        state, report = done
         seen |= {fact.subject for fact in part}
-        if save_to is not None:
-            save_batch(model, state, report, save_to)
-        reports = reports + [report]
+        reports.append(report)
         if on_batch is not None:
-            on_batch(state, report, parts[number])
+            on_batch(state, report, part)
         if progress is not None:
             progress("edit", number + 1, len(parts))
     return state, reports
 
 
-def _again(model, tokenizer, part, seen, values, state, config) -> Values:
-    """`values`, but from the present weights for subjects that were edited before.
+def split(facts: list[Fact], batch: int) -> list[list[Fact]]:
+    """Cut facts into batches."""
+    if not isinstance(batch, int) or batch < 1:
+        raise StateError(f"'batch' is {batch!r}; it should be a whole number of facts >= 1")
+    return [facts[i : i + batch] for i in range(0, len(facts), batch)]
 
-    Where a subject is edited again, a value from the original weights is a state without the
-    earlier edit, and writing it would take that edit back.
+
+def _again(model, tokenizer, part, seen: set[str], values, state, config, engine) -> Values:
+    """Take values from the present weights for subjects that were edited before.
+
+    There a value from the original weights is a state without the earlier edit, and writing it
+    would take that edit back.
     """
     at = [i for i, fact in enumerate(part) if fact.subject in seen]
     if not at:
         return values
-    return renewed(values, at, _values(model, tokenizer, [part[i] for i in at],
-                                       state.contexts, config))  # fmt: skip
-
-
-def _ahead(model, tokenizer, parts, state, config, save_to, progress) -> dict[int, Values]:
-    """Values of all batches still to come, from the original weights; from disk if there."""
-    if config.values_from == "current":
-        return {}
-    found = {}
-    for number in range(state.done, len(parts)):
-        kept = None if save_to is None else load_values(save_to, number)
-        if kept is None:
-            if state.done:
-                raise StateError(f"{save_to} lost the values of batch {number}; start anew")
-            kept = compute_values(model, tokenizer, parts[number], state, config)
-            if save_to is not None:
-                save_values(kept, save_to, number)
-        found[number] = kept
-        if progress is not None:
-            progress("values", number + 1, len(parts))
-    return found
+    some = [part[i] for i in at]
+    return renewed(values, at, _values(model, tokenizer, some, state, config, engine))

@@ -1,17 +1,23 @@
-"""What can go wrong, said so that a reader can mend it.
+"""The package's errors and the checks at its door.
 
-Every error of the package is an `EditError`: one sentence naming the input, the reason
-and the mend. All of them are raised before any weight changes, or after every changed
-weight was put back.
+Every error is an `EditError`: one sentence that names the input, the reason and the remedy. All are
+raised before any weight changes, or after every changed weight was put back.
 """
+
+from functools import wraps
+
+import torch
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 
 class EditError(ValueError):
-    """Root of the package's errors."""
+    """The root of the package's errors."""
 
 
 class ConfigError(EditError):
-    """A number or a name of the configuration is out of its range."""
+    """A setting has a wrong type, or is out of its range."""
 
 
 class ModelError(EditError):
@@ -19,25 +25,56 @@ class ModelError(EditError):
 
 
 class DataError(EditError):
-    """A record, a file or a request for facts that cannot be used."""
+    """A record, a file or a request for facts cannot be used."""
 
 
 class FactError(EditError):
     """A fact cannot be edited as it stands."""
 
-    def __init__(self, fact: int, field: str, reason: str, mend: str):
-        """`fact` is the fact's id, `field` the name of the offending field."""
-        super().__init__(f"fact {fact}, field '{field}': {reason}; {mend}")
-        self.fact, self.field, self.reason, self.mend = fact, field, reason, mend
+    def __init__(self, fact: int, field: str, reason: str, remedy: str):
+        """Name the fact by its id, and the field that is at fault."""
+        super().__init__(f"fact {fact}, field '{field}': {reason}; {remedy}")
+        self.fact, self.field, self.reason, self.remedy = fact, field, reason, remedy
 
 
 class StatsError(EditError):
-    """Second moments that do not belong to this model, or a damaged file of them."""
+    """Second moments belong to another model, or a file of them is damaged."""
 
 
 class SolveError(EditError):
-    """A linear system without a usable solution."""
+    """A linear system has no usable solution."""
 
 
 class StateError(EditError):
-    """An edit state that does not fit the model, the facts, or its own checksum."""
+    """An edit state does not fit the model, the facts, or its own checksum."""
+
+
+def checked(cls: type) -> type:
+    """Make `cls` a frozen dataclass that checks types and ranges, or raises `ConfigError`."""
+    strict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    made = dataclass(frozen=True, config=strict)(cls)
+    build, names = made.__init__, list(made.__dataclass_fields__)
+
+    @wraps(build)
+    def __init__(self, *values, **named):
+        try:
+            build(self, *values, **named)
+        except ValidationError as error:
+            first = error.errors()[0]
+            cause = first.get("ctx", {}).get("error")
+            if isinstance(cause, EditError):  # raised by the class's own __post_init__
+                raise cause from None
+            name = first["loc"][0] if first["loc"] else "?"
+            name = names[name] if isinstance(name, int) and name < len(names) else name
+            reason = first["msg"].replace("Input should", "it should").replace("Unexpected keyword "
+                     "argument", f"it is no setting; known: {', '.join(names)}")  # fmt: skip
+            raise ConfigError(f"setting '{name}' is {first['input']!r}; {reason}") from None
+
+    made.__init__ = __init__
+    return made
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise `StateError` naming a tensor that is not finite."""
+    if not torch.isfinite(tensor).all():
+        raise StateError(f"{name} are not finite; check the model's weights and the config")

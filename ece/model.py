@@ -1,30 +1,28 @@
-"""Where a model keeps what the method needs: blocks, down-projections, final norm.
+"""Where a decoder keeps what the method needs: blocks, down-projections, the final norm.
 
-Nothing above this module asks which family a model belongs to or which way round its
-weights lie: `Site.weight` is always `[model, ff]`.
+Nothing outside this module asks how a model is built or which way round its weights lie:
+`Site.weight` is always `[model, ff]`.
 """
 
-import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from ece.errors import ModelError
 
-CHECKPOINTS = Path(__file__).parent / "atlas" / "checkpoints"
-SAMPLE = 4096  # values per tensor that a fingerprint reads
+SAMPLE = 65536  # values that a fingerprint reads of a weight that is not edited
+SLICE = 1 << 22  # values hashed at a time, to bound the memory it takes
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
-class Family:
-    """Attribute paths inside `model.base_model`."""
+class Structure:
+    """Attribute paths inside `model.base_model`, found by looking at the modules."""
 
     blocks: str
     """The list of transformer blocks."""
@@ -32,15 +30,8 @@ class Family:
     """The MLP down-projection inside a block."""
     norm: str
     """The norm after the last block."""
-    positions: str | None = None
-    """A table of position embeddings added to the input, where there is one."""
-
-
-FAMILIES = {
-    "gpt2": Family("h", "mlp.c_proj", "ln_f", "wpe"),
-    "gptj": Family("h", "mlp.fc_out", "ln_f"),
-    "llama": Family("layers", "mlp.down_proj", "norm"),
-}
+    positions: str | None
+    """The table of position embeddings added to the input, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -57,80 +48,47 @@ class Site:
         return weight.T if isinstance(self.module, Conv1D) else weight
 
 
-def load(name: str, device: str | None = None, dtype: torch.dtype | None = None):
-    """`(model, tokenizer)` in evaluation mode, without parameter gradients, float32 unless told.
-
-    `name` is an atlas model, a hub name or a folder; only safetensors are read and no code
-    of the checkpoint runs. `device="auto"` spreads a big model over the devices at hand.
-    """
-    folder = CHECKPOINTS / name
-    if name.startswith("atlas-") and not folder.is_dir():
-        known = sorted(path.name for path in CHECKPOINTS.glob("atlas-*"))
-        raise ModelError(f"no embedded model '{name}'; found: {', '.join(known) or 'none'}")
-    source = str(folder) if folder.is_dir() else name
-    safe = dict(trust_remote_code=False)
-    placed = {"device_map": device} if device == "auto" else {}
-    model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype or torch.float32, use_safetensors=True, **placed, **safe
-    )
-    if device is not None and device != "auto":
-        model = model.to(device)
-    return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(source, **safe)
-
-
-def family(model: nn.Module) -> Family:
-    """The model's family by `config.model_type`, else by looking at its structure.
-
-    `ModelError` says what is missing: a list of blocks, one down-projection in each, a
-    final norm; or that a norm follows the MLP, where a value at the residual stream is
-    not a value at the down-projection.
-    """
-    known = FAMILIES.get(model.config.model_type)
-    return known or _by_structure(model.base_model, model.config)
-
-
-def _by_structure(base: nn.Module, config) -> Family:
-    kind, width = config.model_type, config.hidden_size
+def structure(model: nn.Module) -> Structure:
+    """Find the model's parts; `ModelError` says what is missing or found more than once."""
+    base, kind = model.base_model, model.config.model_type
+    width, words = getattr(model.config, "hidden_size", None), model.get_input_embeddings()
     lists = [(len(m), name) for name, m in base.named_children() if isinstance(m, nn.ModuleList)]
-    if not lists:
-        raise ModelError(f"model type '{kind}': no list of blocks among the base model's children")
+    if not lists or width is None:
+        raise ModelError(f"model type '{kind}': no list of blocks in the base model; ece edits "
+                         "decoders of the GPT and Llama kind")  # fmt: skip
     name = max(lists)[1]
-    block = getattr(base, name)[0]
-    if any("post_feedforward" in child for child, _ in block.named_children()):
-        raise ModelError(f"model type '{kind}': a norm follows the MLP; it is not supported")
-    downs = [path for path, m in block.named_modules() if _is_down(m, width)]
-    if len(downs) != 1:
-        found = ", ".join(downs) or "none"
-        raise ModelError(f"model type '{kind}': needs one down-projection per block, found {found}")
-    norms = [n for n, m in base.named_children() if _is_norm(m, width)]
-    if len(norms) != 1:
-        raise ModelError(f"model type '{kind}': needs one final norm, found {norms or 'none'}")
-    tables = [n for n, m in base.named_children() if "pos" in n and isinstance(m, nn.Embedding)]
-    if tables:
-        raise ModelError(f"model type '{kind}': position table {tables} needs an entry in FAMILIES")
-    return Family(name, downs[0], norms[0])
+    downs = [path for path, m in getattr(base, name)[0].named_modules() if _is_down(m, width)]
+    norms = [n for n, m in base.named_children() if tuple(getattr(m, "weight", words.weight).shape)
+             == (width,)]  # fmt: skip
+    tables = [n for n, m in base.named_children() if isinstance(m, nn.Embedding) and m is not words]
+    for what, found, most in (
+        ("down-projection per block", downs, 1),
+        ("final norm", norms, 1),
+        ("table of positions", tables, 1),
+    ):
+        if len(found) > most or (len(found) < most and what != "table of positions"):
+            names = ", ".join(found) or "none"
+            raise ModelError(f"model type '{kind}': one {what} is needed, found: {names}; ece "
+                             "edits dense decoders of the GPT and Llama kind")  # fmt: skip
+    return Structure(name, downs[0], norms[0], tables[0] if tables else None)
 
 
 def _is_down(module: nn.Module, width: int) -> bool:
-    """A projection into the residual stream from somewhere wider."""
+    """Whether the module projects into the residual stream from somewhere wider."""
     if isinstance(module, Conv1D):
         return module.weight.shape[1] == width < module.weight.shape[0]
     return isinstance(module, nn.Linear) and module.out_features == width < module.in_features
 
 
-def _is_norm(module: nn.Module, width: int) -> bool:
-    weight = getattr(module, "weight", None)
-    return weight is not None and tuple(weight.shape) == (width,)
-
-
 def blocks(model: nn.Module) -> nn.ModuleList:
     """The model's transformer blocks, in order."""
-    return getattr(model.base_model, family(model).blocks)
+    return getattr(model.base_model, structure(model).blocks)
 
 
 def sites(model: nn.Module, layers: tuple[int, ...] | None = None) -> list[Site]:
-    """The down-projections of `layers` (default: all); `ModelError` for a layer not there."""
-    down, every = attrgetter(family(model).down), blocks(model)
+    """List the down-projections of `layers` (default: all); `ModelError` for a missing layer."""
+    parts = structure(model)
+    down, every = attrgetter(parts.down), getattr(model.base_model, parts.blocks)
     chosen = range(len(every)) if layers is None else layers
     wrong = [layer for layer in chosen if not 0 <= layer < len(every)]
     if wrong:
@@ -139,47 +97,78 @@ def sites(model: nn.Module, layers: tuple[int, ...] | None = None) -> list[Site]
 
 
 class _Zero(nn.Module):
-    """Stands in for a table of position embeddings where these are in the states already."""
+    """Stands in for the table of positions where these are in the states already."""
 
-    def forward(self, positions: Tensor) -> Tensor:
+    def forward(self, positions: Tensor, *_, **__) -> Tensor:
         return torch.zeros((), device=positions.device)
 
 
 @contextmanager
 def between(model: nn.Module, first: int, last: int | None = None, embedded: bool | None = None):
-    """Within, `model.base_model` runs blocks `first..last` only (last=None: to the end).
+    """Let `model.base_model` run blocks `first..last` only (last=None: to the end), in the block.
 
-    With `first > 0`, or `embedded`, it takes states through `inputs_embeds`, positions
-    included; with `last` given it returns states before the final norm. The model is whole
-    again afterwards, whatever happened.
+    With `first > 0`, or `embedded`, it takes states through `inputs_embeds`, positions included;
+    with `last` given it returns states before the final norm. The model is whole again afterwards.
     """
     embedded = first > 0 if embedded is None else embedded
-    kin, base = family(model), model.base_model
-    swaps = {kin.blocks: blocks(model)[first : None if last is None else last + 1]}
+    parts, base = structure(model), model.base_model
+    swaps = {parts.blocks: blocks(model)[first : None if last is None else last + 1]}
     if last is not None:
-        swaps[kin.norm] = nn.Identity()
-    if embedded and kin.positions:
-        swaps[kin.positions] = _Zero()
-    kept = {name: getattr(base, name) for name in swaps}
+        swaps[parts.norm] = nn.Identity()
+    if embedded and parts.positions:
+        swaps[parts.positions] = _Zero()
+    before = {name: getattr(base, name) for name in swaps}
     try:
         for name, module in swaps.items():
             setattr(base, name, module)
         yield base
     finally:
-        for name, module in kept.items():
+        for name, module in before.items():
             setattr(base, name, module)
 
 
 def fingerprint(model: nn.Module, layers: tuple[int, ...] | None = None) -> str:
-    """Hex digest of names, shapes and an even sample of values (of `layers`' sites, or all)."""
-    if layers is None:
-        named = list(model.named_parameters())
-    else:
+    """Hash names, shapes and values: whole of `layers`' sites, or of all weights a sample.
+
+    16 hexadecimal digits. The sample's places are spread by an irrational step, which no width of
+    a matrix repeats.
+    """
+    if layers is not None:
         named = [(str(site.layer), site.module.weight) for site in sites(model, layers)]
-    digest = hashlib.sha256(model.config.model_type.encode())
+    else:
+        named = [(name, _sample(tensor)) for name, tensor in model.named_parameters()]
+    total = 0
     for name, tensor in named:
-        flat = tensor.detach().flatten()
-        values = flat[:: max(1, flat.numel() // SAMPLE)].contiguous().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        head = f"{model.config.model_type} {name} {tuple(tensor.shape)} {tensor.dtype}".encode()
+        for part in (torch.tensor(list(head), dtype=torch.uint8), tensor):
+            total = (total * 0x100000001B3 + digest(part)) % 2**64
+    return f"{total:016x}"
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """Up to `SAMPLE` values of the tensor, from all over it."""
+    flat = tensor.detach().reshape(-1)
+    if len(flat) <= SAMPLE:
+        return flat
+    step = int(len(flat) * 0.6180339887498949)
+    return flat[torch.arange(SAMPLE, device=flat.device) * step % len(flat)]
+
+
+def digest(tensor: Tensor) -> int:
+    """A 64-bit hash of every bit of a tensor, by place; computed where the tensor lies."""
+    bits = tensor.detach().contiguous().view(BITS[tensor.element_size()])
+    rows = bits.reshape(len(bits) if bits.ndim > 1 else 1, -1)
+    column, total = _odd(rows.shape[1], 1, bits.device), 0
+    row = _odd(len(rows), 2, bits.device)
+    count = max(1, SLICE // max(1, rows.shape[1]))
+    for part, weight in zip(rows.split(count), row.split(count), strict=True):
+        total += int(((part * column).sum(1) * weight).sum())
+    return total % 2**64
+
+
+def _odd(count: int, seed: int, device: torch.device) -> Tensor:
+    """`count` odd numbers of 64 bits that look random (splitmix64; products wrap around)."""
+    mixed = (torch.arange(count, device=device) + seed) * -7046029254386353131
+    mixed = (mixed ^ (mixed >> 30)) * -4658895280553007687
+    mixed = (mixed ^ (mixed >> 27)) * -7723592293110705685
+    return (mixed ^ (mixed >> 31)) | 1

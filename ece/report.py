@@ -1,6 +1,6 @@
 """What one batch did, in numbers that can be written to JSON."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -30,16 +30,14 @@ class Report:
     """NLL (nats per target token, mean over contexts) of the unchanged model."""
     loss_after: list[float]
     """The same with the value in place, before the weights changed."""
-    probability_before: list[float]
-    """exp(-loss_before)."""
-    probability_after: list[float]
-    """exp(-loss_after)."""
     steps: list[int]
-    """Descent steps each fact took (phase 2 of two)."""
+    """Descent steps that each fact took (phase 2 of two)."""
     shared_steps: list[int]
-    """Steps each cluster took in phase 1; empty without one."""
+    """Steps that each cluster took in phase 1; empty without one."""
     norms: dict[int, float]
-    """Per layer, the Frobenius norm of the update."""
+    """Per layer, the Frobenius norm of the change as it was written."""
+    rounding: dict[int, float]
+    """Per layer, the share of the update that the weights' number format lost."""
     jitter: dict[int, float]
     """Per layer, the share of the mean diagonal added for the factorisation; mostly 0."""
     seconds: dict[str, float]
@@ -47,25 +45,26 @@ class Report:
 
     def to_dict(self) -> dict:
         """Everything but the masks, for JSON."""
-        shown = {**self.__dict__, "masks": {}}
-        out = asdict(Report(**shown))
-        out.pop("masks")
-        return out
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "masks"}
 
     @staticmethod
     def from_dict(record: dict, masks: dict[int, Tensor]) -> "Report":
-        """The inverse of `to_dict`, after JSON has turned layer numbers into text."""
+        """Build the report again after JSON has turned layer numbers into text."""
         numbered = {
             name: {int(layer): value for layer, value in record[name].items()}
-            for name in ("neurons", "norms", "jitter")
+            for name in ("neurons", "norms", "rounding", "jitter")
         }
         return Report(**{**record, **numbered, "masks": masks})
 
 
 def value_part(facts: list, values: Values) -> dict:
     """The fields of a report that the values decide."""
-    groups = values.groups
+    groups, shared = values.groups, []
     anchors = [] if groups is None else [facts[i].id for i in groups.medoids.tolist()]
+    if values.shared is not None:
+        steps = values.shared.steps  # one column per cluster, or (mean) per fact
+        at = groups.medoids if len(steps) != len(groups.medoids) else torch.arange(len(steps))
+        shared = steps.cpu()[at].tolist()
     return dict(
         facts=[fact.id for fact in facts],
         held=values.holds.tolist(),
@@ -73,17 +72,6 @@ def value_part(facts: list, values: Values) -> dict:
         anchors=anchors,
         loss_before=values.nll.tolist(),
         loss_after=values.losses[-1].tolist(),
-        probability_before=values.before.tolist(),
-        probability_after=values.after.tolist(),
         steps=values.steps.tolist(),
-        shared_steps=_per_cluster(values),
+        shared_steps=shared,
     )
-
-
-def _per_cluster(values: Values) -> list[int]:
-    if values.shared is None:
-        return []
-    steps = values.shared.steps
-    per_fact = len(steps) != len(values.groups.medoids)
-    at = values.groups.medoids.to(steps.device) if per_fact else torch.arange(len(steps))
-    return steps[at].tolist()

@@ -1,18 +1,42 @@
-"""The methods that the paper compares with, beside the editor's own settings.
+"""The methods that ECE is compared with, one file or folder each; no one imports another.
 
-`BASELINES[name]` is a `Baseline`; `ece.baselines.sequence.sequence` edits facts by it.
+Most are strategies handed to the editor (`STRATEGIES`). Fine-tuning, MEND and SERAC change a model
+in ways of their own (`BASELINES`; `ece.baselines.sequence` edits facts by them).
 """
 
+from ece.baselines.alphaedit import AlphaEdit
 from ece.baselines.base import Baseline, Task, Weights
+from ece.baselines.blue import Blue
+from ece.baselines.ece_plus import EcePlus
 from ece.baselines.ft import FineTuning
 from ece.baselines.ft import edit as fine_tune
+from ece.baselines.memit import Memit
 from ece.baselines.mend.edit import Mend
 from ece.baselines.mend.edit import edit as transform
 from ece.baselines.mend.edit import train as train_mend
+from ece.baselines.prune import Prune
+from ece.baselines.rect import Rect
+from ece.baselines.rome import Rome
 from ece.baselines.serac.train import Serac, view
 from ece.baselines.serac.train import train as train_serac
+from ece.strategy import Strategy
 
-__all__ = ["BASELINES", "PRESETS", "Baseline", "Task", "Weights", "numbers_of"]
+__all__ = ["BASELINES", "STRATEGIES", "Baseline", "Task", "Weights"]
+
+STRATEGIES: dict[str, Strategy] = {
+    "ece-as": Strategy(),
+    "ece-wi": Strategy(),
+    "ece-rs": Strategy(),
+    "ece-plus": EcePlus(),
+    "rome": Rome(),
+    "memit": Memit(),
+    "memit-history": Memit(history=True),
+    "alphaedit": AlphaEdit(),
+    "blue": Blue(),
+    "rect": Rect(),
+    "prune": Prune(),
+}
+"""Methods of the editor: name -> strategy. Their settings are in `ece.presets`."""
 
 BASELINES: dict[str, Baseline] = {
     "ft-l": Baseline(FineTuning, dict(goal="last", ball=5e-4), fine_tune),
@@ -24,32 +48,4 @@ BASELINES: dict[str, Baseline] = {
         Serac, dict(seen=True), train=train_serac, view=view, late=("threshold",)
     ),
 }
-"""Name -> baseline."""
-
-_ATLAS = ("atlas-gpt2", "atlas-gptj", "atlas-llama")
-_GPT2 = ("gpt2-xl", "gpt2-real")
-PRESETS: dict[str, dict[str, dict]] = {
-    "ft-l": {
-        **{name: dict(layers=(2,), lr=1e-2, ball=0.1) for name in _ATLAS},
-        **{name: dict(layers=(0,)) for name in _GPT2},
-        "gpt-j-6b": dict(layers=(21,), ball=5e-5),
-        "llama-3-8b": dict(layers=(21,), ball=5e-5),
-    },
-    **{
-        name: {
-            **{model: dict(layers=(2,), lr=1e-2) for model in _ATLAS},
-            **{model: dict(layers=(0,)) for model in _GPT2},
-            "gpt-j-6b": dict(layers=(21,)),
-            "llama-3-8b": dict(layers=(21,)),
-        }
-        for name in ("ft-w", "ft-m")
-    },
-}
-"""Method -> model -> its numbers, where the defaults are not right."""
-
-
-def numbers_of(model_name: str, method: str, **settings):
-    """The numbers of baseline `method` on a model (a hub name counts by its last part)."""
-    name = model_name.rstrip("/").split("/")[-1].lower()
-    own = PRESETS.get(method, {}).get(name, {})
-    return BASELINES[method].configure(method, **{**own, **settings})
+"""Methods beside the editor: name -> what they do."""

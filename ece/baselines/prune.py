@@ -3,18 +3,53 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
+from ece.baselines.least_squares import LeastSquares
+from ece.config import Config
+from ece.errors import checked
 from ece.model import sites
+
+
+@checked
+class Prune(LeastSquares):
+    """MEMIT, used through `view` with the sequence's whole update restrained."""
+
+    base: Annotated[float, Field(gt=1, lt=1e6)] = 1.2
+    """Base of the logarithm that restrains the update's singular values."""
+
+    def remember(self, model: nn.Module, config: Config) -> dict[int, Tensor]:
+        """Copy the edit layers' weights before the sequence, `[model, ff]` by layer."""
+        return {site.layer: site.weight.clone() for site in sites(model, config.layers)}
+
+    @contextmanager
+    def view(self, model: nn.Module, remembered: dict[int, Tensor]) -> Iterator[nn.Module]:
+        """Hold the original weights plus the restrained update, within the block.
+
+        Afterwards the weights are back, bit for bit: a sequence goes on from its own update.
+        """
+        places = sites(model, tuple(remembered))
+        edited = [site.weight.clone() for site in places]
+        try:
+            for site, now in zip(places, edited, strict=True):
+                first = remembered[site.layer].to(now.device)
+                update = restrain(now.double() - first.double(), first, self.base)
+                site.weight.copy_(first.double() + update)
+            yield model
+        finally:
+            for site, now in zip(places, edited, strict=True):
+                site.weight.copy_(now)
 
 
 def restrain(
     update: Float[Tensor, "model ff"], weight: Float[Tensor, "model ff"], base: float
 ) -> Float[Tensor, "model ff"]:
-    r"""`update` with its large singular values pulled in, float64.
+    r"""Pull in the large singular values of `update`, in float64.
 
     One above the largest of the unedited `weight`, $\sigma > \sigma_0$, becomes
     $\sigma_0 + \log_b \sigma - \log_b \sigma_0$ where that is less (as printed it depends on the
@@ -26,25 +61,3 @@ def restrain(
         return update.double()
     pulled = torch.minimum(values, top + (values / top).log() / math.log(base))
     return left * torch.where(values > top, pulled, values) @ right
-
-
-@contextmanager
-def restrained(
-    model: nn.Module, originals: dict[int, Tensor], base: float | None
-) -> Iterator[nn.Module]:
-    """Within, the edited layers hold their original weights plus the restrained update.
-
-    `originals`: layer -> `[model, ff]` as it was before the sequence. Afterwards the weights
-    are back, bit for bit, so that a sequence goes on from the update as it is. base None: no-op.
-    """
-    places = sites(model, tuple(originals)) if base is not None else []
-    kept = [site.weight.clone() for site in places]
-    try:
-        for site, edited in zip(places, kept, strict=True):
-            first = originals[site.layer].to(edited.device)
-            update = restrain(edited.double() - first.double(), first, base)
-            site.weight.copy_(first.double() + update)
-        yield model
-    finally:
-        for site, edited in zip(places, kept, strict=True):
-            site.weight.copy_(edited)

@@ -2,19 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ece.config import Config
-from ece.engine.keys import mix
-from ece.engine.loss import Chunk, Problem, log_probs, nll_of, wins
+from ece.engine.loss import Chunk, likeliest, log_probs, merged, nll_of
 from ece.engine.prefix import advance, common, pass_heads, start, through
 from ece.engine.suffix import Upper, joined, lift
-from ece.facts import Fact, by_length, locate_all, target_ids
-
-ESSENCE = "{} is a"
+from ece.facts import ENOUGH, Fact, by_length, locate_all, target_ids
+from ece.objective import ESSENCE, Objective, mix
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def prepare(
     templates: tuple[str, ...],
     config: Config,
     layer: int,
-) -> Problem:
+) -> Objective:
     """Run everything below and before the values once; see `ece.engine.suffix`.
 
     Below the values rows run with others of their own length; above, where every step runs
@@ -72,11 +71,12 @@ def prepare(
         with torch.no_grad():
             picked, usual = log_probs(chunk, torch.zeros_like(hidden))
         made.append(replace(chunk, usual=usual))
-        key = mix(keys.unflatten(0, (-1, each))[:, :-1], config.keys)
-        first.append((hidden, key, nll_of(chunk, picked), wins(chunk, picked)[:, 0]))
+        key = mix(keys.unflatten(0, (-1, each))[:, :-1])
+        first.append((hidden, key, nll_of(chunk, picked), likeliest(chunk, picked)[:, 0]))
     back = torch.cat([chunk.facts for chunk in made]).argsort()
     columns = zip(*first, strict=True)
-    return Problem(layer, made, *(torch.cat(parts)[back] for parts in columns))
+    merge = partial(merged, most=min(ENOUGH, config.max_tokens))
+    return Objective(layer, made, *(torch.cat(parts)[back] for parts in columns), merge)
 
 
 @torch.no_grad()
@@ -118,9 +118,9 @@ def _rows(tokenizer, facts: list[Fact], templates: tuple[str, ...]) -> _Rows:
     ]
     rows, each = locate_all(tokenizer, pairs), len(templates) + 1
     for i, fact in enumerate(facts):
-        told = target_ids(tokenizer, fact.target)[:-1]
+        given = target_ids(tokenizer, fact.target)[:-1]
         for j in range(i * each, (i + 1) * each - 1):
-            rows[j] = rows[j][0] + told, rows[j][1]
+            rows[j] = rows[j][0] + given, rows[j][1]
     return _Rows(*map(list, zip(*rows, strict=True)), each)
 
 

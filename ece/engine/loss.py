@@ -1,8 +1,4 @@
-"""The loss of a value: facts that `ece.engine.batching` turned into rows, measured at many values.
-
-NLL of the target over the contexts, and the KL divergence of what follows
-"{subject} is a" from what followed it before the edit.
-"""
+"""The loss of values for a chunk of facts: NLL of the target and KL after the essence prompt."""
 
 from dataclasses import dataclass, replace
 
@@ -16,7 +12,7 @@ from ece.engine.suffix import Upper, joined
 
 @dataclass(frozen=True)
 class Chunk:
-    """Facts measured together; each has its contexts' rows and then its essence row."""
+    """Facts measured together: each has its contexts' rows, then its essence row."""
 
     facts: Int[Tensor, " edit"]
     """Which facts of the problem these are."""
@@ -33,17 +29,25 @@ class Chunk:
     usual: Float[Tensor, "edit vocab"] | None = None
     """Log-probabilities there before the edit."""
 
-    def take(self, keep: Int[Tensor, " kept"]) -> "Chunk":
-        """The same for some of the facts (places in the chunk)."""
+    def losses(
+        self, value: Float[Tensor, "edit model"]
+    ) -> tuple[Float[Tensor, " edit"], Float[Tensor, " edit"]]:
+        """Per fact, the NLL of the target and the KL divergence after the essence prompt."""
+        targets, essence = log_probs(self, value)
+        kl = kl_div(self.usual, essence, reduction="none", log_target=True).sum(1)
+        return nll_of(self, targets), kl
+
+    def take(self, keep: Int[Tensor, " some"]) -> "Chunk":
+        """Keep some of the facts (places in the chunk)."""
         each = self.where.shape[1] + 1
         rows = (keep[:, None] * each + torch.arange(each, device=keep.device)).flatten()
         fields = ("facts", "where", "targets", "share", "end", "usual")
-        kept = {name: getattr(self, name)[keep] for name in fields}
-        return replace(self, upper=self.upper.take(rows), **kept)
+        columns = {name: getattr(self, name)[keep] for name in fields}
+        return replace(self, upper=self.upper.take(rows), **columns)
 
 
 def merged(chunks: list[Chunk], most: int) -> list[Chunk]:
-    """Small neighbours as one chunk, as long as it holds no more than `most` tokens.
+    """Join small neighbours, as long as the whole holds no more than `most` tokens.
 
     A few facts by themselves leave a device idle: anchors, or those that are not done yet.
     """
@@ -59,7 +63,7 @@ def merged(chunks: list[Chunk], most: int) -> list[Chunk]:
 
 
 def _joined(chunks: list[Chunk]) -> Chunk:
-    """Chunks as one; targets are filled up to the longest, with share 0."""
+    """Join chunks; targets are filled up to the longest, with share 0."""
     width = max(chunk.targets.shape[1] for chunk in chunks)
 
     def column(name: str) -> Tensor:
@@ -73,41 +77,10 @@ def _joined(chunks: list[Chunk]) -> Chunk:
     return replace(chunks[0], upper=upper, **{name: column(name) for name in fields})
 
 
-@dataclass(frozen=True)
-class Problem:
-    """All facts of a call, ready for descent at `layer`."""
-
-    layer: int
-    """The layer where values enter."""
-    chunks: list[Chunk]
-    """The facts in groups of like length, each within the memory budget."""
-    hidden: Float[Tensor, "edit model"]
-    """$h$: state after `layer` at the bare prompt's subject-last token, float32."""
-    keys: Float[Tensor, "edit ff"]
-    """Keys at `layer`, mixed as configured."""
-    nll: Float[Tensor, " edit"]
-    """NLL of the targets before any change (nats per token, mean over contexts)."""
-    holds: Bool[Tensor, " edit"]
-    """Whether the bare prompt already goes on with the target."""
-
-    def take(self, facts: Int[Tensor, " kept"]) -> "Problem":
-        """The problem of some facts, in the order given."""
-        place = torch.full((len(self.hidden),), -1, device=facts.device)
-        place[facts] = torch.arange(len(facts), device=facts.device)
-        chunks = []
-        for chunk in self.chunks:
-            keep = (place[chunk.facts] >= 0).nonzero()[:, 0]
-            if len(keep):
-                part = chunk.take(keep)
-                chunks.append(replace(part, facts=place[part.facts]))
-        fields = ("hidden", "keys", "nll", "holds")
-        return replace(self, chunks=chunks, **{name: getattr(self, name)[facts] for name in fields})
-
-
 def log_probs(
     chunk: Chunk, total: Float[Tensor, "edit model"]
 ) -> tuple[Float[Tensor, "edit context place vocab"], Float[Tensor, "edit vocab"]]:
-    """Log-probabilities at the target's places and at the essence's end, with values added.
+    """Compute log-probabilities at the target's places and at the essence's end, values added.
 
     The LM head runs at these places only.
     """
@@ -116,28 +89,23 @@ def log_probs(
     states = chunk.upper.run(delta).unflatten(0, (edits, contexts + 1))
     head = chunk.upper.model.get_output_embeddings()
     index = chunk.where[..., None].expand(-1, -1, -1, states.shape[-1])
-    told = states[:, :-1].gather(2, index)
+    target = states[:, :-1].gather(2, index)
     essence = states[torch.arange(edits, device=states.device), -1, chunk.end]
-    return head(told).float().log_softmax(-1), head(essence).float().log_softmax(-1)
+    return head(target).float().log_softmax(-1), head(essence).float().log_softmax(-1)
 
 
 def nll_of(
     chunk: Chunk, log_p: Float[Tensor, "edit context place vocab"]
 ) -> Float[Tensor, " edit"]:
-    """Mean over contexts of the targets' NLL per token."""
+    """Compute the mean over contexts of the targets' NLL per token."""
     index = chunk.targets[:, None, :, None].expand(*log_p.shape[:3], 1)
     picked = log_p.gather(3, index)[..., 0]
     return -(picked * chunk.share[:, None]).sum(2).mean(1)
 
 
-def kl_of(chunk: Chunk, log_p: Float[Tensor, "edit vocab"]) -> Float[Tensor, " edit"]:
-    """KL divergence of the edited from the usual distribution after the essence prompt."""
-    return kl_div(chunk.usual, log_p, reduction="none", log_target=True).sum(1)
-
-
-def wins(
+def likeliest(
     chunk: Chunk, log_p: Float[Tensor, "edit context place vocab"]
 ) -> Bool[Tensor, "edit context"]:
-    """Whether every target token is the likeliest, per context."""
+    """Say per context whether every target token is the likeliest."""
     right = log_p.argmax(-1) == chunk.targets[:, None]
     return (right | (chunk.share == 0)[:, None]).all(2)

@@ -14,19 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from ece import facts
 from ece.engine.prefix import Part, Past, Walk, cached, masked
 from ece.model import between
-
-
-@torch.no_grad()
-def states_at(model: nn.Module, rows: list[list[int]], layer: int) -> Float[Tensor, "row token d"]:
-    """Residual stream after block `layer` for right-padded rows (states at pads are junk)."""
-    ids, _ = facts.pad(rows)
-    ids = ids.to(model.get_input_embeddings().weight.device)
-    with between(model, 0, layer) as base:
-        # Causal attention keeps right padding out of every real token: no mask is needed.
-        return base(ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
 
 
 @dataclass(frozen=True)
