@@ -2,12 +2,13 @@
 
 from ece.config import Config
 from ece.covariance import Stats, blend, second_moment
-from ece.editor import compute_values, edit_batch, edit_sequence
+from ece.editor import compute_values, edit_batch
 from ece.errors import EditError
 from ece.facts import Fact
-from ece.load import load
+from ece.loading import load
 from ece.model import sites
 from ece.report import Report
+from ece.sequence import edit_sequence
 from ece.state import EditState, new_state, undo
 from ece.strategy import Strategy
 

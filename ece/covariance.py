@@ -6,7 +6,6 @@ from functools import cached_property
 from itertools import islice
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from ece.errors import StatsError, check_finite
@@ -22,10 +21,8 @@ class Sums:
     """An unfinished pass: sums of $k k^T$, from which another pass can go on."""
 
     sums: dict[int, Tensor]
-    """Per layer `[ff, ff]`, float64: keys often nearly fill a subspace only, and rounding in
-    float32 would push small eigenvalues below zero."""
+    """Per layer `[ff, ff]`, float64: in float32 small eigenvalues would fall below zero."""
     tokens: int
-    """Tokens summed over."""
     forwards: int
     """Forward passes done; going on skips as many groups of rows."""
 
@@ -44,7 +41,7 @@ class Stats:
     @cached_property
     def digest(self) -> str:
         """A hash of all moments: what an edit state remembers them by."""
-        parts = (layer * 31 + digest(moment) for layer, moment in self.moments.items())
+        parts = (digest(C) * (2 * layer + 1) for layer, C in self.moments.items())
         return f"{sum(parts) % 2**64:016x}"
 
 
@@ -58,15 +55,10 @@ def blend(first: Stats, second: Stats, share: float) -> Stats:
 
 @torch.no_grad()
 def second_moment(
-    model: nn.Module,
-    tokenizer,
-    texts: Iterable[str],
-    layers: tuple[int, ...],
-    max_tokens: int = 16384,
-    select: Callable | None = None,
-    start: Sums | None = None,
+    model: nn.Module, tokenizer, texts: Iterable[str], layers: tuple[int, ...],
+    max_tokens: int = 16384, select: Callable | None = None, start: Sums | None = None,
     on_forward: Callable[[Sums], None] | None = None,
-) -> Stats:
+) -> Stats:  # fmt: skip
     """Compute the second moments of all `layers` in one pass that stops at the last of them.
 
     Texts are packed end to end into rows of the model's context length (`ROW` at most), so no
@@ -76,11 +68,12 @@ def second_moment(
     if isinstance(texts, str):
         raise StatsError("texts is one string; give a list of texts")
     length = min(getattr(model.config, "max_position_embeddings", ROW), ROW, max_tokens)
-    sums, tokens = (dict(start.sums), start.tokens) if start else ({}, 0)
+    sums, tokens, done = dict(start.sums if start else {}), 0, 0
+    if start:
+        tokens, done = start.tokens, start.forwards
     groups = packed(tokenizer, texts, length, max(1, max_tokens // length), select)
-    done, places = start.forwards if start else 0, sites(model, layers)
     for number, (rows, counted) in enumerate(islice(groups, done, None), done + 1):
-        with capture(places) as keys:
+        with capture(sites(model, layers)) as keys:
             states_at(model, rows, max(layers))
         for layer in layers:
             found = keys[layer][torch.tensor(counted, device=keys[layer].device)].double()
@@ -91,15 +84,12 @@ def second_moment(
             on_forward(Sums(sums, tokens, number))
     if not tokens:
         raise StatsError("no token was counted; give texts with at least one")
-    # Symmetric to the last bit; a sum goes as its mean comes: at full size each takes gigabytes.
-    moments = {n: _mean(sums.pop(n), tokens) for n in layers}
-    for layer, moment in moments.items():
-        check_finite(f"second moments of layer {layer}", moment)
+    moments = {}
+    for layer in layers:  # a sum goes as its mean comes: at full size each takes gigabytes
+        total = sums.pop(layer)
+        moments[layer] = (total + total.T) / (2 * tokens)  # symmetric to the last bit
+        check_finite(f"second moments of layer {layer}", moments[layer])
     return Stats(moments, tokens, fingerprint(model))
-
-
-def _mean(total: Tensor, count: int) -> Float[Tensor, "ff ff"]:
-    return (total + total.T) / (2 * count)
 
 
 def packed(tokenizer, texts, length: int, count: int, select: Callable | None = None):
@@ -113,8 +103,8 @@ def packed(tokenizer, texts, length: int, count: int, select: Callable | None = 
         buffer: list[tuple[int, bool]] = []
         for text in texts:
             ids = encode(tokenizer, text)
-            buffer.extend(zip(ids, select(tokenizer, text) if select else [True] * len(ids),
-                              strict=True))  # fmt: skip
+            marks = select(tokenizer, text) if select else [True] * len(ids)
+            buffer.extend(zip(ids, marks, strict=True))
             while len(buffer) >= length:
                 yield buffer[:length]
                 buffer = buffer[length:]
@@ -126,13 +116,3 @@ def packed(tokenizer, texts, length: int, count: int, select: Callable | None = 
         for group in (whole, [row for row in full if 0 < len(row) < length]):
             if group:
                 yield tuple([[part[i] for part in row] for row in group] for i in (0, 1))
-
-
-def check_stats(stats: Stats, model_fingerprint: str, layers: tuple[int, ...]) -> None:
-    """Raise `StatsError` unless `stats` belong to the model and hold moments of `layers`."""
-    if stats.fingerprint != model_fingerprint:
-        raise StatsError("these statistics are of another model; compute them for this one")
-    missing = [layer for layer in layers if layer not in stats.moments]
-    if missing:
-        known = ", ".join(map(str, stats.moments))
-        raise StatsError(f"no statistics for layer {missing[0]}, only for {known}; compute them")

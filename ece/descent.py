@@ -75,12 +75,9 @@ def renewed(values: Values, at: list[int], new: Values) -> Values:
 
 
 def descend(
-    objective: Objective,
-    config: Config,
-    steps: int,
-    start: Tensor | None = None,
+    objective: Objective, config: Config, steps: int, start: Tensor | None = None,
     owner: Int[Tensor, " edit"] | None = None,
-) -> Values:
+) -> Values:  # fmt: skip
     """Run Adam on all values at once; facts that are done (`stop`) leave the batch.
 
     Values start at `start` (default 0). `owner[i]` is the value that fact i descends on
@@ -101,14 +98,19 @@ def descend(
         gradient = torch.zeros_like(total)
         for part in parts:
             at = part.facts
-            share = weight[at] if step < steps else None
-            nll[at] = _push(part, total, owner, share, norms[at], config, gradient)
+            if step == steps:  # no step follows: the loss alone
+                with torch.no_grad():
+                    nll[at] = part.losses(total[owner[at]])[0]
+            else:
+                nll[at], some = _measure(part, total, owner, weight[at], norms[at], config)
+                gradient += some
         losses.append(nll.clone())
         live = _unfinished(nll, owner, weight, config)
         if step == steps or not live.any():
             break
-        left = [part for part in (_alive(part, live[owner]) for part in parts) if part]
-        parts = objective.merge(left)
+        left = [(part, live[owner[part.facts]]) for part in parts]
+        parts = objective.merge([part if keep.all() else part.take(keep.nonzero()[:, 0])
+                                 for part, keep in left if keep.any()])  # fmt: skip
         moments, move = _adam(moments, gradient, step + 1)
         total = _clamped(total - config.lr * move * live[:, None], limit)
         taken += live
@@ -117,38 +119,20 @@ def descend(
     return Values((), objective.layer, hidden, *columns)
 
 
-def _push(
-    part,
-    total: Tensor,
-    owner: Tensor,
-    weight: Tensor | None,
-    norms: Tensor,
-    config: Config,
-    gradient: Tensor,
-) -> Float[Tensor, " some"]:
-    """Measure the NLL of the part's facts; add the loss's gradient unless `weight` is None."""
-    with torch.set_grad_enabled(weight is not None):
-        leaf = total.detach().requires_grad_(weight is not None)
-        value = leaf[owner[part.facts]]
-        nll, kl = part.losses(value)
-        if weight is not None:
-            decay = config.weight_decay * value.norm(dim=1) / norms**2
-            loss = nll + config.kl_factor * kl + decay
-            gradient += torch.autograd.grad((weight * loss).sum(), leaf)[0]
-    return nll.detach()
+def _measure(part, total: Tensor, owner, weight, norms, config: Config) -> tuple[Tensor, Tensor]:
+    """Measure the NLL of the part's facts, and the gradient of their weighted loss."""
+    leaf = total.detach().requires_grad_()
+    value = leaf[owner[part.facts]]
+    nll, kl = part.losses(value)
+    decay = config.weight_decay * value.norm(dim=1) / norms**2
+    loss = nll + config.kl_factor * kl + decay
+    return nll.detach(), torch.autograd.grad((weight * loss).sum(), leaf)[0]
 
 
 def _unfinished(nll: Tensor, owner: Tensor, weight: Tensor, config: Config) -> Tensor:
     """Say which values still move: those whose facts' mean NLL is not below `stop`."""
     means = nll.new_zeros(int(owner.max()) + 1).index_add_(0, owner, weight * nll)
     return torch.ones_like(means, dtype=torch.bool) if config.stop is None else means >= config.stop
-
-
-def _alive(part, live: Tensor):
-    keep = live[part.facts]
-    if keep.all():
-        return part
-    return part.take(keep.nonzero()[:, 0]) if keep.any() else None
 
 
 def _adam(moments: tuple[Tensor, Tensor], gradient: Tensor, step: int):

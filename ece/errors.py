@@ -1,7 +1,7 @@
-"""The package's errors and the checks at its door.
+"""The package's errors and its check of settings.
 
-Every error is an `EditError`: one sentence that names the input, the reason and the remedy. All are
-raised before any weight changes, or after every changed weight was put back.
+An error is one sentence that names the input, the reason and the remedy. All are raised before any
+weight changes, or after every changed weight was put back.
 """
 
 from functools import wraps
@@ -61,13 +61,17 @@ def checked(cls: type) -> type:
             build(self, *values, **named)
         except ValidationError as error:
             first = error.errors()[0]
-            cause = first.get("ctx", {}).get("error")
+            cause, name = first.get("ctx", {}).get("error"), (*first["loc"], "?")[0]
             if isinstance(cause, EditError):  # raised by the class's own __post_init__
                 raise cause from None
-            name = first["loc"][0] if first["loc"] else "?"
             name = names[name] if isinstance(name, int) and name < len(names) else name
-            reason = first["msg"].replace("Input should", "it should").replace("Unexpected keyword "
-                     "argument", f"it is no setting; known: {', '.join(names)}")  # fmt: skip
+            reason = (
+                first["msg"]
+                .replace("Input should", "it should")
+                .replace(
+                    "Unexpected keyword argument", f"it is no setting; known: {', '.join(names)}"
+                )
+            )
             raise ConfigError(f"setting '{name}' is {first['input']!r}; {reason}") from None
 
     made.__init__ = __init__

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, fields
 
-import torch
 from torch import Tensor
 
 from ece.descent import Values
@@ -47,31 +46,20 @@ class Report:
         """Everything but the masks, for JSON."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "masks"}
 
-    @staticmethod
-    def from_dict(record: dict, masks: dict[int, Tensor]) -> "Report":
-        """Build the report again after JSON has turned layer numbers into text."""
-        numbered = {
-            name: {int(layer): value for layer, value in record[name].items()}
-            for name in ("neurons", "norms", "rounding", "jitter")
-        }
-        return Report(**{**record, **numbered, "masks": masks})
-
 
 def value_part(facts: list, values: Values) -> dict:
     """The fields of a report that the values decide."""
-    groups, shared = values.groups, []
-    anchors = [] if groups is None else [facts[i].id for i in groups.medoids.tolist()]
-    if values.shared is not None:
-        steps = values.shared.steps  # one column per cluster, or (mean) per fact
-        at = groups.medoids if len(steps) != len(groups.medoids) else torch.arange(len(steps))
-        shared = steps.cpu()[at].tolist()
+    groups, steps = values.groups, [] if values.shared is None else values.shared.steps.tolist()
+    medoids = [] if groups is None else groups.medoids.tolist()
+    if len(steps) > len(medoids):  # "mean" has them per fact, "anchor" per cluster
+        steps = [steps[i] for i in medoids]
     return dict(
         facts=[fact.id for fact in facts],
         held=values.holds.tolist(),
         labels=[] if groups is None else groups.labels.tolist(),
-        anchors=anchors,
+        anchors=[facts[i].id for i in medoids],
         loss_before=values.nll.tolist(),
         loss_after=values.losses[-1].tolist(),
         steps=values.steps.tolist(),
-        shared_steps=shared,
+        shared_steps=steps,
     )

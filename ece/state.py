@@ -57,6 +57,8 @@ class EditState:
     """Batches done in all."""
     prepared: dict[int, Tensor] = field(default_factory=dict)
     """Per layer, what the strategy computed once; not saved, computed again when needed."""
+    prepared_for: Config | None = None
+    """The settings it was computed for."""
 
     def recent(self, layer: int) -> Float[Tensor, "edit ff"] | None:
         """Keys of the edits in `batches`, in order; None where none are held."""
@@ -91,24 +93,20 @@ def new_state(
 def check_setting(model: nn.Module, config: Config, strategy: Strategy) -> None:
     """Refuse layers that are not there or the last one, and settings the strategy cannot follow."""
     sites(model, config.layers)
-    if config.layers[-1] >= len(blocks(model)) - 1:
-        raise ConfigError(
-            f"setting 'layers' ends at {config.layers[-1]}, the model's last block; a value "
-            f"there cannot reach later tokens, end at {len(blocks(model)) - 2} or below"
-        )
+    if config.layers[-1] > (last := len(blocks(model)) - 2):
+        raise ConfigError(f"setting 'layers' ends at {config.layers[-1]}, the model's last block; "
+                          f"a value there reaches no later token, end at {last}")  # fmt: skip
     strategy.check(config)
 
 
 def check_weights(model: nn.Module, state: EditState) -> None:
     """Raise `StateError` if the model is not as the state left it."""
     if fingerprint(model, state.layers) != state.weights:
-        raise StateError(
-            "the model's weights are not those this state left; undo with the state that "
-            "made them, or load the model again and start from new_state"
-        )
+        raise StateError("the model's weights are not those this state left; undo with the state "
+                         "that made them, or load the model again")  # fmt: skip
 
 
-def pushed(state: EditState, batch: Batch, moments: str, prepared: dict, weights: str) -> EditState:
+def pushed(state: EditState, batch: Batch, weights: str) -> EditState:
     """Add one batch; only the last `undoable` stay as they are.
 
     The keys of a batch that leaves are folded into one `[ff, ff]` sum, so that memory and
@@ -120,8 +118,8 @@ def pushed(state: EditState, batch: Batch, moments: str, prepared: dict, weights
         for layer, keys in old.keys.items():
             term = keys.double().T @ keys.double()
             folded[layer] = folded[layer] + term if layer in folded else term
-    changed = dict(moments=moments, prepared=prepared, weights=weights)
-    return replace(state, folded=folded, batches=batches[gone:], done=state.done + 1, **changed)
+    left = dict(batches=batches[gone:], done=state.done + 1)
+    return replace(state, weights=weights, folded=folded, **left)
 
 
 def undo(model: nn.Module, state: EditState, batches: int = 1) -> EditState:
@@ -131,10 +129,8 @@ def undo(model: nn.Module, state: EditState, batches: int = 1) -> EditState:
     Raises `StateError` beyond the batches that the state holds.
     """
     if not 0 <= batches <= len(state.batches):
-        raise StateError(
-            f"cannot undo {batches} batches: of the {state.done} done the state holds the last "
-            f"{len(state.batches)}; raise 'undo' of new_state to hold more"
-        )
+        raise StateError(f"cannot undo {batches} batches: of {state.done} done the state holds the "
+                         f"last {len(state.batches)}; raise 'undo' of new_state")  # fmt: skip
     check_weights(model, state)
     left = state.batches[: len(state.batches) - batches]
     for batch in reversed(state.batches[len(left) :]):

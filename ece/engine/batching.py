@@ -9,10 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ece.config import Config
+from ece.engine.grouping import ENOUGH, by_length
 from ece.engine.loss import Chunk, likeliest, log_probs, merged, nll_of
 from ece.engine.prefix import advance, common, pass_heads, start, through
 from ece.engine.suffix import Upper, joined, lift
-from ece.facts import ENOUGH, Fact, by_length, locate_all, target_ids
+from ece.facts import Fact, locate_all, target_ids
 from ece.objective import ESSENCE, Objective, mix
 
 

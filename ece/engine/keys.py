@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ece.engine.grouping import by_length
 from ece.engine.prefix import Passed, Walk, advance, common, rewritten, start, through
-from ece.facts import Fact, by_length
+from ece.facts import Fact
 from ece.objective import subject_rows
 
 

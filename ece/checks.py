@@ -1,0 +1,100 @@
+"""What is checked before any work: facts, settings, statistics, weights, values."""
+
+import re
+
+from ece.config import Config
+from ece.covariance import Stats
+from ece.descent import Values
+from ece.errors import FactError, StateError, StatsError, check_finite
+from ece.facts import Fact, encode, encode_all, target_ids
+from ece.state import PROBE, EditState, check_setting, check_weights
+
+
+def check_batch(model, tokenizer, facts, stats, state: EditState, config: Config) -> None:
+    """Check everything that can be known before any work."""
+    check_setting(model, config, state.strategy)
+    if config.layers != state.layers:
+        raise StateError(f"the state edits layers {state.layers}, the config {config.layers}; "
+                         "make a new state for other layers")  # fmt: skip
+    if tuple(encode(tokenizer, PROBE)) != state.probe:
+        raise StateError("this tokenizer is not the one the state began with; use that one")
+    validate(facts, tokenizer, model, state.contexts)
+    check_stats(stats, state.fingerprint, config.layers)
+    if state.moments not in ("", stats.digest):
+        raise StateError("these statistics are not those the state began with; use the same ones")
+    check_weights(model, state)
+
+
+def check_values(values: Values, facts: list[Fact], entries: tuple[int, ...]) -> None:
+    """Refuse values of other facts or for other layers."""
+    found = (values.layer,) if values.first is None else (values.first.layer, values.layer)
+    if found != entries or values.facts != names_of(facts):
+        raise StateError(f"values of other facts or for layers {found} given, not for {entries}; "
+                         "compute them from these facts and this config")  # fmt: skip
+    for part in filter(None, (values, values.first)):
+        check_finite("values", part.z)
+
+
+def validate(facts: list[Fact], tokenizer, model, templates: tuple[str, ...] = ("{}",)) -> None:
+    """Raise `FactError` for the first fact that cannot be edited in one batch with the others.
+
+    `templates` are the contexts under which the prompts will be seen; they count for the length.
+    """
+    if not isinstance(facts, list) or not all(isinstance(fact, Fact) for fact in facts):
+        raise FactError(-1, "facts", f"{type(facts).__name__} given", "give a list of ece.Fact")
+    if not facts:
+        raise FactError(-1, "facts", "the batch is empty", "give at least one fact")
+    room, seen = getattr(model.config, "max_position_embeddings", None), {}
+    for number, fact in enumerate(facts):
+        for field, reason, remedy in _faults(fact):
+            raise FactError(fact.id, field, reason, remedy)
+        answer = target_ids(tokenizer, fact.target)
+        if not answer:
+            raise FactError(fact.id, "target", "it tokenizes to nothing", "give visible text")
+        texts = [template.replace("{}", fact.text) for template in templates]
+        size = max(len(ids) for ids, _ in encode_all(tokenizer, texts)) + len(answer)
+        if size > (room or 2**31):
+            reason = f"prompt, prefix and target take {size} tokens, the model reads {room}"
+            raise FactError(fact.id, "prompt", reason, "shorten the prompt or the contexts")
+        # One relation of a subject, one prompt or one text can have one answer in a batch.
+        names = {(fact.subject, fact.relation or fact.prompt), (fact.subject, fact.prompt)}
+        for name in (*names, ("", fact.text)):
+            first = seen.setdefault(name, number)
+            if first != number:
+                same = facts[first].target.strip() == fact.target.strip()
+                reason = f"it {'repeats' if same else 'contradicts'} fact {facts[first].id}"
+                raise FactError(fact.id, "subject", f"{reason} (same subject and relation)",
+                                "keep one of the two in a batch")  # fmt: skip
+
+
+def _faults(fact: Fact):
+    """Yield what is wrong with a fact's texts: field, reason, remedy."""
+    slots = fact.prompt.count("{}")
+    if slots != 1:
+        where = "not in the prompt" if slots == 0 else f"in the prompt {slots} times"
+        yield "prompt", f"the subject is {where}", 'mark its one place by "{}"'
+    for field in ("prompt", "subject", "target"):
+        text = getattr(fact, field)
+        if not text.strip():
+            yield field, "it is empty", "give visible text"
+        if any(0xD800 <= ord(letter) < 0xE000 for letter in text):
+            yield field, "it holds half of a surrogate pair", "give valid text"
+    if fact.subject != fact.subject.strip():
+        yield "subject", "it starts or ends with white space", "put the space into the prompt"
+    if re.search(rf"(?<!\w){re.escape(fact.subject)}(?!\w)", fact.prompt.replace("{}", "\0")):
+        reason = f"the prompt mentions '{fact.subject}' again beside its slot"
+        yield "subject", reason, "word the prompt with one mention"
+
+
+def names_of(facts: list[Fact]) -> tuple[tuple[str, str], ...]:
+    """By what values know their facts: text and target."""
+    return tuple((fact.text, fact.target) for fact in facts)
+
+
+def check_stats(stats: Stats, model_fingerprint: str, layers: tuple[int, ...]) -> None:
+    """Raise `StatsError` unless `stats` belong to the model and hold moments of `layers`."""
+    if stats.fingerprint != model_fingerprint:
+        raise StatsError("these statistics are of another model; compute them for this one")
+    if missing := [layer for layer in layers if layer not in stats.moments]:
+        known = ", ".join(map(str, stats.moments))
+        raise StatsError(f"no statistics for layer {missing[0]}, only for {known}; compute them")

@@ -1,0 +1,81 @@
+"""Edit a sequence of batches, one after the other."""
+
+from collections.abc import Callable
+from types import ModuleType
+
+from torch import nn
+
+from ece import engine as fast
+from ece.checks import validate
+from ece.config import Config
+from ece.covariance import Stats
+from ece.descent import Values, renewed
+from ece.editor import edit_batch, find_values
+from ece.errors import StateError
+from ece.facts import Fact
+from ece.report import Report
+from ece.state import EditState, new_state
+from ece.strategy import Strategy
+
+
+def edit_sequence(
+    model: nn.Module, tokenizer, facts: list[Fact], stats: Stats, config: Config, batch: int,
+    strategy: Strategy | None = None, state: EditState | None = None,
+    ahead: Callable[[int], Values] | None = None, on_batch: Callable | None = None,
+    progress: Callable | None = None, engine: ModuleType = fast,
+) -> tuple[EditState, list[Report]]:  # fmt: skip
+    """Edit `facts` in batches of `batch`, in order.
+
+    Unless the strategy takes values from the "current" weights, all are found before the first
+    edit; `ahead(number)` gives those of a batch found earlier. `state`: its batches are done, go
+    on after them. After each batch `on_batch(state, report, batch_facts)` and
+    `progress(stage, done, total)` are called ("values" or "edit"). Nothing is written to disk.
+    """
+    state = state or new_state(model, tokenizer, config, strategy)
+    parts = split(facts, state.strategy.batch or batch)
+    for part in parts[state.done :]:
+        validate(part, tokenizer, model, state.contexts)
+    found, reports = {}, []
+    if ahead is None and state.strategy.values_from != "current":
+        if state.done:
+            raise StateError("a sequence that goes on needs the values found before its first "
+                             "edit; give them by 'ahead'")  # fmt: skip
+        for number, part in enumerate(parts):
+            found[number] = find_values(model, tokenizer, part, state, config, engine)
+            if progress is not None:
+                progress("values", number + 1, len(parts))
+    seen = {fact.subject for part in parts[: state.done] for fact in part}
+    for number in range(state.done, len(parts)):
+        part = parts[number]
+        values = found.pop(number, None) if ahead is None else ahead(number)
+        if state.strategy.values_from == "again":
+            values = _again(model, tokenizer, part, seen, values, state, config, engine)
+        done = edit_batch(model, tokenizer, part, stats, state, config, values, engine)
+        state, report = done
+        seen |= {fact.subject for fact in part}
+        reports.append(report)
+        if on_batch is not None:
+            on_batch(state, report, part)
+        if progress is not None:
+            progress("edit", number + 1, len(parts))
+    return state, reports
+
+
+def split(facts: list[Fact], batch: int) -> list[list[Fact]]:
+    """Cut facts into batches."""
+    if not isinstance(batch, int) or batch < 1:
+        raise StateError(f"'batch' is {batch!r}; it should be a whole number of facts >= 1")
+    return [facts[i : i + batch] for i in range(0, len(facts), batch)]
+
+
+def _again(model, tokenizer, part, seen: set[str], values, state, config, engine) -> Values:
+    """Take values from the present weights for subjects that were edited before.
+
+    There a value from the original weights is a state without the earlier edit, and writing it
+    would take that edit back.
+    """
+    at = [i for i, fact in enumerate(part) if fact.subject in seen]
+    if not at:
+        return values
+    some = [part[i] for i in at]
+    return renewed(values, at, find_values(model, tokenizer, some, state, config, engine))
