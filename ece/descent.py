@@ -158,7 +158,12 @@ def groups_of(objective: Objective, W: Float[Tensor, "model ff"], config: Config
     blind = config.scorer in ("weight", "all")
     score = scores("activation" if blind else config.scorer, objective.keys, W)
     k = min(config.clusters, len(objective.keys))
-    return k_medoids(jaccard(fact_sets(score, config.p)), k, config.seed)
+    # Taken in the order of their NLL, so that the facts' order in the batch plays no part.
+    order = objective.nll.argsort()
+    found = k_medoids(jaccard(fact_sets(score[order], config.p)), k, config.seed)
+    order = order.to(found.labels.device)
+    labels = torch.empty_like(found.labels).scatter(0, order, found.labels)
+    return replace(found, labels=labels, medoids=order[found.medoids])
 
 
 def two_step(objective: Objective, W: Float[Tensor, "model ff"], config: Config) -> Values:
