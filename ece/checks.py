@@ -7,6 +7,7 @@ from ece.covariance import Stats
 from ece.descent import Values
 from ece.errors import FactError, StateError, StatsError, check_finite
 from ece.facts import Fact, encode, encode_all, target_ids
+from ece.model import room
 from ece.state import PROBE, EditState, check_setting, check_weights
 
 
@@ -44,7 +45,7 @@ def validate(facts: list[Fact], tokenizer, model, templates: tuple[str, ...] = (
         raise FactError(-1, "facts", f"{type(facts).__name__} given", "give a list of ece.Fact")
     if not facts:
         raise FactError(-1, "facts", "the batch is empty", "give at least one fact")
-    room, seen = getattr(model.config, "max_position_embeddings", None), {}
+    seen, most = {}, room(model)
     for number, fact in enumerate(facts):
         for field, reason, remedy in _faults(fact):
             raise FactError(fact.id, field, reason, remedy)
@@ -53,8 +54,8 @@ def validate(facts: list[Fact], tokenizer, model, templates: tuple[str, ...] = (
             raise FactError(fact.id, "target", "it tokenizes to nothing", "give visible text")
         texts = [template.replace("{}", fact.text) for template in templates]
         size = max(len(ids) for ids, _ in encode_all(tokenizer, texts)) + len(answer)
-        if size > (room or 2**31):
-            reason = f"prompt, prefix and target take {size} tokens, the model reads {room}"
+        if size > most:
+            reason = f"prompt, prefix and target take {size} tokens, the model reads {most}"
             raise FactError(fact.id, "prompt", reason, "shorten the prompt or the contexts")
         # One relation of a subject, one prompt or one text can have one answer in a batch.
         names = {(fact.subject, fact.relation or fact.prompt), (fact.subject, fact.prompt)}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ece.config import Config
 from ece.errors import ConfigError, ModelError, checked
+from ece.model import room
 
 STARTS = ("The", "It", "In", "He", "They")  # first words of the random prefixes
 TOP_K = 5  # a prefix is sampled among the likeliest tokens
@@ -117,12 +118,12 @@ def contexts(model, tokenizer, config: Config) -> tuple[str, ...]:
     The model itself writes the prefixes; the draws repeat and disturb no other random numbers.
     """
     draw, device = torch.Generator().manual_seed(config.seed), next(model.parameters()).device
-    room, prefixes = getattr(model.config, "max_position_embeddings", None), []
-    if config.contexts and config.context_tokens >= (room or 2**31):
-        raise ConfigError(f"setting 'context_tokens' is {config.context_tokens}; the model reads "
-                          f"{room} tokens, so choose a smaller number")  # fmt: skip
+    prefixes = []
     for i in range(config.contexts):
         ids = encode(tokenizer, STARTS[i % len(STARTS)])
+        if len(ids) + config.context_tokens > room(model):
+            raise ConfigError(f"setting 'context_tokens' is {config.context_tokens}; the model "
+                              f"reads {room(model)} tokens, choose a smaller number")  # fmt: skip
         for _ in range(config.context_tokens - 1):
             logits = model(torch.tensor([ids], device=device), use_cache=False).logits[0, -1]
             if not torch.isfinite(logits).all():

@@ -5,6 +5,7 @@ Nothing outside this module asks how a model is built or which way round its wei
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import gcd
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -86,7 +87,17 @@ def sites(model: nn.Module, layers: tuple[int, ...] | None = None) -> list[Site]
     wrong = [layer for layer in chosen if not 0 <= layer < len(every)]
     if wrong:
         raise ModelError(f"no layer {wrong[0]} in this model; it has layers 0 to {len(every) - 1}")
-    return [Site(layer, attrgetter(parts.down)(every[layer])) for layer in chosen]
+    try:
+        return [Site(layer, attrgetter(parts.down)(every[layer])) for layer in chosen]
+    except AttributeError as error:
+        raise ModelError(f"not every block has '{parts.down}'; ece edits dense decoders") from error
+
+
+def room(model: nn.Module) -> int:
+    """The number of tokens that the model reads at once, with all of them in view."""
+    names = ("max_position_embeddings", "sliding_window", "window_size")
+    sizes = [getattr(model.config, name, None) for name in names]
+    return min((size for size in sizes if isinstance(size, int) and size > 0), default=2**31)
 
 
 class _Zero(nn.Module):
@@ -132,6 +143,8 @@ def fingerprint(model: nn.Module, layers: tuple[int, ...] | None = None) -> str:
         head = f"{model.config.model_type} {name} {tuple(tensor.shape)} {tensor.dtype}".encode()
         if layers is None and tensor.numel() > SAMPLE:
             step = int(tensor.numel() * 0.6180339887498949)
+            while gcd(step, tensor.numel()) > 1:  # else some columns would never be read
+                step += 1
             places = torch.arange(SAMPLE, device=tensor.device) * step % tensor.numel()
             tensor = tensor.detach().reshape(-1)[places]
         for part in (torch.tensor(list(head), dtype=torch.uint8), tensor):
@@ -141,6 +154,8 @@ def fingerprint(model: nn.Module, layers: tuple[int, ...] | None = None) -> str:
 
 def digest(tensor: Tensor) -> int:
     """Hash every bit of a tensor, by place, to 64 bits; computed where the tensor lies."""
+    if not tensor.numel():
+        return 0
     rows = torch.atleast_2d(tensor.detach().contiguous().view(BITS[tensor.element_size()]))
     rows = rows.reshape(len(rows), -1)
     column, row = (_odd(size, rows.device) for size in (rows.shape[1], len(rows)))

@@ -11,7 +11,7 @@ from ece.config import Config
 from ece.covariance import Stats
 from ece.descent import Values, renewed
 from ece.editor import edit_batch, find_values
-from ece.errors import StateError
+from ece.errors import ConfigError, FactError, StateError
 from ece.facts import Fact
 from ece.report import Report
 from ece.state import EditState, new_state
@@ -32,6 +32,9 @@ def edit_sequence(
     `progress(stage, done, total)` are called ("values" or "edit"). Nothing is written to disk.
     """
     state = state or new_state(model, tokenizer, config, strategy)
+    if strategy is not None and strategy != state.strategy:
+        raise StateError(f"the state is edited by {state.strategy}, not by {strategy}; go on with "
+                         "the same strategy")  # fmt: skip
     parts = split(facts, state.strategy.batch or batch)
     for part in parts[state.done :]:
         validate(part, tokenizer, model, state.contexts)
@@ -63,8 +66,10 @@ def edit_sequence(
 
 def split(facts: list[Fact], batch: int) -> list[list[Fact]]:
     """Cut facts into batches."""
+    if not isinstance(facts, list):
+        raise FactError(-1, "facts", f"{type(facts).__name__} given", "give a list of ece.Fact")
     if not isinstance(batch, int) or batch < 1:
-        raise StateError(f"'batch' is {batch!r}; it should be a whole number of facts >= 1")
+        raise ConfigError(f"'batch' is {batch!r}; it should be a whole number of facts >= 1")
     return [facts[i : i + batch] for i in range(0, len(facts), batch)]
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ece.config import Config
-from ece.errors import SolveError, checked
+from ece.errors import SolveError, check_finite, checked
 from ece.solver import Knowledge, Update, factorise
 from ece.strategy import Strategy
 
@@ -47,6 +47,7 @@ def null_basis(C0: Float[Tensor, "ff ff"], threshold: float) -> Float[Tensor, "f
 
     Raises `SolveError` if there are none.
     """
+    check_finite("second moments", C0)
     values, vectors = torch.linalg.eigh(C0.double())
     basis = vectors[:, values < threshold]
     if not basis.shape[1]:

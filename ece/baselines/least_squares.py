@@ -14,7 +14,7 @@ def old_factor(moment: Float[Tensor, "ff ff"], config: Config) -> Float[Tensor, 
     r"""Factorise $\lambda C_0$ with its ridge; the last row holds the jitter that it took."""
     system = moment.double() * config.lam
     system.diagonal().add_(config.ridge * config.lam * moment.diagonal().double().mean())
-    factor, jitter = factorise(system)
+    factor, jitter = factorise(system, warn=True)
     return torch.cat([factor, factor.new_full((1, len(factor)), jitter)])
 
 

@@ -1,18 +1,27 @@
-"""Load a model and its tokenizer, and check that the method's view of the model is right."""
+"""Load a model and its tokenizer, and check that the method sees the model rightly."""
 
 from importlib.resources import files
+from math import inf
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ece.engine.prefix import advance, common, pass_heads, start, through
+from ece.engine.suffix import lift
 from ece.errors import ModelError
 from ece.hooks import add_at
-from ece.model import between, blocks, sites
+from ece.model import sites
 
 CHECKPOINTS = files("ece") / "atlas" / "checkpoints"
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # nats; half precision: HALF
-HALF = 0.3
+ROWS = ([2, 3, 4, 5, 6, 7], [2, 3, 4, 9], [8, 2, 11, 3, 5], [10, 7, 3], [12, 4, 4, 6])
+KINDS, SUBJECT = (
+    (0, 0, 1, 2, 2),
+    (4, 2, 2, 1, 1),
+)  # rows of one kind share a beginning
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # nats
+HALF = 0.3  # the same in half precision
 
 
 def load(name: str, device: str | None = None, dtype: torch.dtype | None = None):
@@ -22,7 +31,7 @@ def load(name: str, device: str | None = None, dtype: torch.dtype | None = None)
     and no code of the checkpoint runs. `device="auto"` spreads a big model over the devices there
     are. Raises `ModelError` for a model that cannot be had, is damaged, or is not served.
     """
-    source, where = _source(name), {} if device != "auto" else {"device_map": "auto"}
+    source, where = _source(str(name)), {"device_map": "auto"} if device == "auto" else {}
     if device is not None and device != "auto":
         _check_device(device)
     try:
@@ -49,11 +58,12 @@ def load(name: str, device: str | None = None, dtype: torch.dtype | None = None)
 
 def _source(name: str) -> str:
     """The folder of an embedded model, or the name itself."""
-    folder = CHECKPOINTS / name
-    if name.startswith("atlas-") and not folder.is_dir():
+    if not name.startswith("atlas-"):
+        return name
+    if not (CHECKPOINTS / name).is_dir():
         known = sorted(path.name for path in CHECKPOINTS.iterdir() if path.name.startswith("atlas"))
         raise ModelError(f"no embedded model '{name}'; known: {', '.join(known) or 'none'}")
-    return str(folder) if name and folder.is_dir() else name
+    return str(CHECKPOINTS / name)
 
 
 def _check_device(device: str) -> None:
@@ -68,48 +78,69 @@ def _check_device(device: str) -> None:
 
 @torch.no_grad()
 def check(model: nn.Module) -> None:
-    """Check that a split run equals the whole run, and a value at a site one in the stream.
+    """Check that the engine's run in parts equals the whole model's, with and without values.
 
-    Families with multipliers, norms behind the MLP or scaled logits would otherwise be edited
-    wrongly without a word. Raises `ModelError`.
+    Families with multipliers, norms behind the MLP, scaled logits or states of their own would
+    otherwise be edited wrongly without a word. Raises `ModelError`.
     """
-    count, width = len(blocks(model)), model.config.hidden_size
-    if count < 2:
+    kind, every = model.config.model_type, sites(model)
+    if len(every) < 2:
         raise ModelError("the model has one block; a value needs a block above it")
-    layer, device = (count - 2) // 2, model.get_input_embeddings().weight.device
-    ids = torch.arange(2, 8, device=device)[None] % model.config.vocab_size
-    places = torch.arange(ids.shape[1], device=device)[None]
-    delta = torch.linspace(-1, 1, width, device=device)[None]
-    try:
-        with between(model, 0, layer) as base:
-            states = base(ids, attention_mask=torch.ones_like(ids), use_cache=False)[0]
-        # In proportion: states are some hundred long in one model and below 1 in another.
-        delta = 0.1 * delta * states[0, -1].float().norm() / delta.norm()
-        site = sites(model, (layer,))[0]
-        whole = [_log_probs(model(ids, use_cache=False).logits)]
-        with add_at(site, places[:, -1], delta):
-            whole.append(_log_probs(model(ids, use_cache=False).logits))
-        split = []
-        for value in (torch.zeros_like(delta), delta):
-            stream = states.float().clone()
-            stream[:, -1] += value.to(stream.device)
-            with between(model, layer + 1) as base:
-                out = base(inputs_embeds=stream.to(states.dtype), position_ids=places,
-                           attention_mask=torch.ones_like(ids), use_cache=False)[0]  # fmt: skip
-            split.append(_log_probs(model.get_output_embeddings()(out)))
-    except (TypeError, AttributeError, RuntimeError, ValueError, IndexError, KeyError) as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"model type '{model.config.model_type}' cannot be run in parts ({why}); "
-                         "it is not served") from error  # fmt: skip
     most = TOLERANCE.get(model.dtype, HALF)
-    for what, one, other in zip(("run", "value"), whole, split, strict=True):
-        gap = float((one - other.to(one.device)).abs().max())
-        if not gap <= most:
-            raise ModelError(
-                f"model type '{model.config.model_type}': a {what} in parts differs from the whole "
-                f"one by {gap:.2g} nats, at most {most:g} is rounding; the family is not served"
-            )
+    for layer in dict.fromkeys((0, (len(every) - 2) // 2, len(every) - 2)):
+        try:
+            found = _gaps(model, layer)
+        except Exception as error:  # a family's own code may fail in any way on a partial run
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(f"model type '{kind}' cannot be run in parts ({why}); it is not "
+                             "served") from error  # fmt: skip
+        for what, gap in found.items():
+            if not gap <= most:
+                raise ModelError(
+                    f"model type '{kind}': at layer {layer} {what} differs from the whole model's "
+                    f"by {gap:.2g} nats, at most {most:g} is rounding; the family is not served"
+                )
 
 
-def _log_probs(logits):
-    return logits[0].float().log_softmax(-1)
+def _gaps(model: nn.Module, layer: int) -> dict[str, float]:
+    """Largest difference of log-probabilities at the rows' ends, engine against whole model."""
+    vocab, device = model.config.vocab_size, model.get_input_embeddings().weight.device
+    rows = [[token % vocab for token in row] for row in ROWS]
+    heads = [len(head) for head in common(rows, list(KINDS), list(SUBJECT))]
+    walk = start(model, rows, list(KINDS), list(SUBJECT), [list(range(len(rows)))])
+    passed = through(advance(walk, layer)).walk
+    begin = torch.tensor([at - heads[kind] for at, kind in zip(SUBJECT, KINDS, strict=True)])
+    part = passed.parts[0]
+    upper = lift(passed, part, pass_heads(passed)[1], begin.to(part.rows.device))
+    length = upper.hidden[:, 0].float().norm(dim=1, keepdim=True)
+    delta = torch.linspace(-1, 1, upper.hidden.shape[-1]).to(length).expand(len(rows), -1)
+    gaps, head = {}, model.get_output_embeddings()
+    for what, value in {"a run in parts": 0 * delta, "a value": delta * length / 100}.items():
+        states, worst = upper.run(value), 0.0
+        for i, row in enumerate(rows):
+            own = head(states[i, len(row) - 1 - SUBJECT[i]])
+            with add_at(sites(model, (layer,))[0], torch.tensor([SUBJECT[i]], device=device),
+                        value[i : i + 1].to(device)):  # fmt: skip
+                whole = model(torch.tensor([row], device=device), use_cache=False).logits[0, -1]
+            gap = float((_log_probs(own) - _log_probs(whole).to(own.device)).abs().max())
+            worst = gap if gap == gap and gap > worst else worst if gap == gap else inf
+        gaps[what] = worst
+    return gaps
+
+
+def _log_probs(logits: Float[Tensor, " vocab"]) -> Float[Tensor, " vocab"]:
+    return logits.float().log_softmax(-1)
+
+
+def widen(model: nn.Module, layers: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+    """Hold the edit layers' down-projections in `dtype`, in place; the rest stays as it is.
+
+    In half precision much of an update is lost to rounding (`Report.rounding`); this keeps it.
+    """
+    for site in sites(model, layers):
+        narrow = site.module.weight.dtype
+        site.module.to(dtype)
+        site.module.register_forward_pre_hook(lambda module, given: (given[0].to(dtype),))
+        site.module.register_forward_hook(
+            lambda module, given, output, narrow=narrow: output.to(narrow)
+        )

@@ -1,0 +1,7 @@
+"""`python -m ece`: the command `ece`."""
+
+import sys
+
+from ece.experiments.cli import main
+
+sys.exit(main())
