@@ -1,10 +1,11 @@
-"""Run the chapters: into a copy of the book, or in place for authors.
+"""Run the chapters, into a copy of the book or in place.
 
     python book/run_chapters.py run --into _build/run/embedded
     python book/run_chapters.py refresh 03
 
-A chapter is edited as `notebooks/NN_name.py` (py:percent). Its notebook is made
-from that file and from nothing else, so an edit cannot be lost to an older pair.
+`run` leaves the committed notebooks alone; `refresh` is for authors. A chapter is edited as
+`notebooks/NN_name.py` (py:percent). Its notebook is made from that file and nothing else, so no
+edit can be lost to an older notebook.
 """
 
 import argparse
@@ -27,18 +28,18 @@ KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 WIDGET = "application/vnd.jupyter.widget-view+json"
-# Three or more levels below the root, or below a drive: nothing a page should show.
+# A path of three or more levels from the root, or one from a drive: no page should show it.
 ABSOLUTE = re.compile(
     r"""(?<![\w.:/<>!)\]}*-])/(?!path/to|no/such|lab/tree)(?:[\w.+-]+/){2}|\b[A-Z]:\\\w"""
 )
 
 
 class ChapterError(Exception):
-    """A cell failed; the message names chapter, cell and error."""
+    """A cell that failed; the message names the chapter, the cell and the error."""
 
 
 def notebook(source: Path) -> nbformat.NotebookNode:
-    """The notebook that the `.py` chapter describes, without outputs."""
+    """Make the notebook of a `.py` chapter, without outputs."""
     book = jupytext.read(source)
     for number, cell in enumerate(book.cells):
         cell.id = f"cell-{number}"  # random ids would change the file at every run
@@ -47,7 +48,7 @@ def notebook(source: Path) -> nbformat.NotebookNode:
 
 
 def execute(source: Path, target: Path, folder: Path) -> float:
-    """Run one chapter in `folder`, write the executed notebook; seconds taken."""
+    """Run one chapter in `folder`, write the executed notebook, and return the seconds it took."""
     began, book, running = time.perf_counter(), notebook(source), []
     client = NotebookClient(
         book,
@@ -55,13 +56,13 @@ def execute(source: Path, target: Path, folder: Path) -> float:
         timeout=None,
         record_timing=False,
         coalesce_streams=True,
-        extra_arguments=["--log-level=40"],  # the kernel's errors, not its advice on transports
+        extra_arguments=["--log-level=40"],  # only the errors of the kernel
         resources={"metadata": {"path": str(folder)}},
         on_cell_start=lambda cell, cell_index: running.append(cell_index),
     )
     try:
         client.execute(env=os.environ | QUIET)
-    except Exception as error:  # a cell's own error, a dead kernel, a kernel that did not start
+    except Exception as error:  # of the cell, or of a kernel that died or did not start
         at = running[-1] if running else 0
         raise ChapterError(failure(source, at, book.cells[at].source, error)) from None
     book.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
@@ -71,13 +72,13 @@ def execute(source: Path, target: Path, folder: Path) -> float:
 
 
 def failure(source: Path, cell: int, code: str, error: Exception) -> str:
-    """What an author needs to find the cell: chapter, number, first line, traceback."""
+    """Describe a failed cell: chapter, number, first line and traceback."""
     first = next((line for line in code.splitlines() if line.strip()), "")
     return f"{source.name}, cell {cell} ({first!r}):\n{ANSI.sub('', str(error)).rstrip()}"
 
 
 def attempt(source: Path, into: Path) -> str | None:
-    """Run one chapter, say how it went, return the failure if there is one."""
+    """Run one chapter, print how it went, and return the failure if there is one."""
     try:
         seconds = execute(source, into / f"{source.stem}.ipynb", into)
     except ChapterError as error:
@@ -88,7 +89,7 @@ def attempt(source: Path, into: Path) -> str | None:
 
 
 def complaints(book: nbformat.NotebookNode) -> Iterator[str]:
-    """What a stored page must not hold: unrun cells, errors, warnings, absolute paths."""
+    """List what a page must not hold: cells not run, errors, warnings, widgets, absolute paths."""
     for number, cell in enumerate(book.cells):
         if cell.cell_type != "code" or not cell.source.strip():
             continue
@@ -107,12 +108,12 @@ def complaints(book: nbformat.NotebookNode) -> Iterator[str]:
 
 
 def is_picture(text: str) -> bool:
-    """Whether an output is base64, in which any text can occur by chance."""
+    """Tell whether an output is base64, in which any text can occur by chance."""
     return len(text) > 500 and " " not in text[:500]
 
 
-def copy_of_the_book(into: Path) -> None:
-    """Everything that rendering reads, so that a run never touches the committed pairs."""
+def copy_book(into: Path) -> None:
+    """Copy or link all that chapters and pages read, so that a run changes no committed file."""
     shutil.rmtree(into, ignore_errors=True)
     (into / "notebooks").mkdir(parents=True)
     for name in ("_config.yml", "_toc.yml"):
@@ -120,11 +121,12 @@ def copy_of_the_book(into: Path) -> None:
     shutil.copytree(ROOT / "book", into / "book", ignore=shutil.ignore_patterns("__pycache__"))
     for pair in (ROOT / "notebooks").glob("*.ipynb"):
         shutil.copy(pair, into / "notebooks")
-    (into / "ece").symlink_to(ROOT / "ece")  # pages include source by relative path
+    for name in ("ece", "results"):  # read by relative paths, and never written
+        (into / name).symlink_to(ROOT / name)
 
 
-def chosen(names: list[str]) -> list[Path]:
-    """Chapters whose name begins with one of `names`; all of them when there are none."""
+def select(names: list[str]) -> list[Path]:
+    """Select the chapters whose names begin with one of `names`; all of them without names."""
     chapters = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
     for name in names or [""]:
         if not any(path.stem.startswith(name) for path in chapters):
@@ -134,26 +136,27 @@ def chosen(names: list[str]) -> list[Path]:
 
 
 def run(chapters: list[Path], into: Path, jobs: int) -> list[str]:
-    """Run the chapters, `jobs` at a time; the failures."""
+    """Run the chapters, `jobs` at a time, and return the failures."""
     with ProcessPoolExecutor(max_workers=jobs) as pool:
         results = pool.map(partial(attempt, into=into), chapters)
         return [result for result in results if result is not None]
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=["run", "refresh"])
     parser.add_argument("chapters", nargs="*", help="beginnings of names; none means all")
     parser.add_argument("--into", type=Path, help="folder that `run` fills")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_intermixed_args()
-    chapters = chosen(options.chapters)
+    chapters = select(options.chapters)
     if options.command == "refresh":
         into = ROOT / "notebooks"
     elif options.into is None:
         parser.error("run needs --into, the folder for the executed book")
     else:
-        copy_of_the_book(options.into.resolve())
+        copy_book(options.into.resolve())
         into = options.into.resolve() / "notebooks"
     failures = run(chapters, into, options.jobs)
     if failures:

@@ -115,13 +115,13 @@ print(textwrap.fill(atlas.biographies()[rewrite["subject"]], 60))
 
 # %%
 from ece.atlas.masks import RowMasks
-from ece.facts import decode, encode, subject_last
+from ece.facts import decode, encode, locate
 
 model, tokenizer = ece.load(MODEL, DEVICE)
 lead, subject = "The road was long. ", rewrite["subject"]
 ids = encode(tokenizer, lead + subject + " was born in")
 first = len(encode(tokenizer, lead.strip()))
-last = subject_last(tokenizer, lead + "{} was born in", subject)
+last = locate(tokenizer, lead + "{} was born in", subject)[1]
 masks = RowMasks(1, len(ids))
 masks.gather_at_last(0, first, last, len(ids))
 masks.isolate(0, first, last)
@@ -233,7 +233,7 @@ for name, (seen_rate, unseen_rate) in rates.items():
 # are among the likeliest few tokens?
 
 # %%
-from ece.engine.suffix import states_at
+from ece.hooks import states_at
 from ece.model import blocks, family
 
 people = [f.subject for f in sample][:60]

@@ -22,28 +22,35 @@
 # asks how far that view goes: what is a key, what is a value, how is a new pair
 # written, and what does it do to the pairs that are there already?
 #
-# **What you will see**
+# **What was found**
 #
-# - that the key of a fact is the key of its *subject*;
-# - the second moment of keys, which stands for everything the model knew;
-# - the update of Eq 4 in three lines, and the dial $\lambda$ between learning the
-#   new and keeping the old;
-# - one fact written with MEMIT's settings.
+# - The key of a fact is the key of its *subject*: two prompts about one subject have
+#   the same key, whatever they ask. Random text before the subject changes it little
+#   (mean cosine 0.97); keys of two subjects have a mean cosine of 0.11, some of much
+#   more.
+# - The update of Eq 4 is three lines of algebra. Its setting $\lambda$ trades the new
+#   facts against ordinary text, and no value of it spares the old at no cost.
+# - As it stands, Eq 4 writes huge columns to neurons that are nearly silent, up to
+#   10,000 times as long as any in the model. A small ridge, which the paper does not
+#   have, prevents that.
+# - A single fact is an update of rank one in each layer.
 
-# %%
+# %% tags=["hide-input"]
 import os
 
 import matplotlib.pyplot as plt
 import torch
 
 import ece
-from ece import atlas
+from ece import atlas, presets
 from ece.book import plots
-from ece.data.loading import load_facts
+from ece.data import load_facts
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
 DATA = os.environ.get("ECE_DATA")
+facts = (load_facts("counterfact", 60, path=DATA) if DATA
+         else atlas.facts("counterfact", 60))
 plots.style()
 
 # %% [markdown]
@@ -77,13 +84,14 @@ print("every value was recalled exactly")
 # %% [markdown]
 # With keys that are *not* orthogonal the memory mixes values up. That is all that
 # can go wrong with an associative memory, and all that the rest of the chapter is
-# about. We load the model, some facts, and MEMIT's settings for this model.
+# about. We load the model and MEMIT's settings for it: numbers (`configure`), and what
+# MEMIT does otherwise than ECE (`strategy`).
 
 # %%
 model, tokenizer = ece.load(MODEL, DEVICE)
-config = ece.configure(MODEL, "memit")
-facts = load_facts("counterfact", 60, path=DATA)
-state = ece.new_state(model, tokenizer, config)
+config = presets.configure(MODEL, "memit")
+memit = presets.strategy(MODEL, "memit")
+state = ece.new_state(model, tokenizer, config, memit)
 
 site = ece.sites(model, config.layers)[-1]
 W = site.weight
@@ -103,17 +111,17 @@ print(f"edit layers {config.layers}; W is {tuple(W.shape)}: [model, ff]")
 # Which token that is, the tokenizer's character offsets decide.
 
 # %%
-from ece.facts import decode, encode, subject_last
+from ece.facts import decode, encode, locate
 
 fact = facts[0]
 ids = encode(tokenizer, fact.text)
-last = subject_last(tokenizer, fact.prompt, fact.subject)
+last = locate(tokenizer, fact.prompt, fact.subject)[1]
 shown = [decode(tokenizer, [i]).strip() for i in ids]
 shown[last] = f"[{shown[last]}]"
 print(" | ".join(shown))
 
 # %% [markdown]
-# The key is what enters $W$ at the marked token. `capture` reads the inputs of
+# The key is what enters $W$ at the marked token. `capture` collects the inputs of
 # the down-projections while the model runs.
 
 # %%
@@ -133,11 +141,11 @@ print(f"the key has {len(k)} entries, as W has columns: {W.shape[1]}")
 # %% [markdown]
 # Nothing after the subject can reach its last token, because attention is causal.
 # So two prompts that begin with the same subject have *the same key*, whatever
-# they ask. The relation plays no part in it.
+# their relation.
 
 # %%
 same = [f"{fact.subject} was born in", f"{fact.subject} lives near"]
-at = [subject_last(tokenizer, "{} x", fact.subject)] * 2
+at = [locate(tokenizer, "{} x", fact.subject)[1]] * 2
 pair = [key(text, place) for text, place in zip(same, at, strict=True)]
 torch.testing.assert_close(
     *pair, msg="the two keys differ: was the position taken from the end?"
@@ -154,25 +162,30 @@ print("one subject, two questions, one key")
 # the bare prompt, half the mean over the prefixed ones.
 
 # %%
-from ece.engine.keys import keys_and_states, mix, subject_rows
+from ece import engine
+from ece.objective import mix
 
-rows = subject_rows(tokenizer, facts, state.contexts)
-per_context, H = keys_and_states(
-    model, rows, len(facts), site.layer, site.layer, config.max_tokens
+reader = engine.reader(
+    model, tokenizer, facts, state.contexts, config.max_tokens
 )
-K = mix(per_context, config.keys)  # [edit, ff]
+per_context, _, _ = reader.read(site.layer, site.layer)
+K = mix(per_context)  # [edit, ff]
 print(f"{len(state.contexts)} contexts, keys {tuple(K.shape)}")
 
 # %% [markdown]
-# Are keys good addresses? They are if a subject keeps its key under different
-# prefixes while different subjects have different keys. The cosine tells.
+# Keys are good addresses if a subject keeps its key under different prefixes while
+# different subjects have different keys. The cosine measures both.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 unit = torch.nn.functional.normalize(per_context.float(), dim=2)
 within = (unit[:, :1] * unit[:, 1:]).sum(2).flatten().cpu()
 cosine = unit[:, 0] @ unit[:, 0].T
 between = cosine[~torch.eye(len(facts), dtype=torch.bool)].cpu()
+print(f"mean cosine, same subject: {within.mean():.2f}, "
+      f"two subjects: {between.mean():.2f}")
+print(f"pairs of subjects above 0.5: {(between > 0.5).double().mean():.0%}")
 
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Cosines of keys: of one subject under two prefixes, and of two subjects. A subject keeps its key, and some pairs of subjects have similar ones.", "name": "fig-memory-cosines"}, "image": {"alt": "Two histograms of cosines. That of one subject under two prefixes stands close to 1; that of two subjects is wide, from below 0 to about 0.5, with few pairs beyond."}}
 figure, ax = plt.subplots()
 bins = torch.linspace(-0.2, 1, 49).tolist()
 ax.hist(between, bins, density=True, color=plots.GREY, alpha=0.8,
@@ -182,13 +195,10 @@ ax.hist(within, bins, density=True, color=plots.BLUE, alpha=0.7,
 ax.set(xlabel="cosine of two keys", ylabel="density", yticks=[])
 ax.legend(loc="upper center")
 plt.show()
-print(f"mean cosine, same subject: {within.mean():.2f}, "
-      f"two subjects: {between.mean():.2f}")
 
 # %% [markdown]
-# The blue heap is close to one: prefixes change a key little. The grey heap is
-# wide, with a tail to the right: keys of some pairs of subjects overlap. This overlap
-# is the channel through which an edit reaches what it should not.
+# Prefixes change a key little. But keys of some pairs of subjects overlap, and this
+# overlap is the channel through which an edit reaches what it should not.
 #
 # ## Values
 #
@@ -196,12 +206,15 @@ print(f"mean cosine, same subject: {within.mean():.2f}, "
 # say the new answer. It is found by gradient descent on a vector $\delta$ added
 # at the subject's last token; the weights stay as they are. Here we only use the
 # result; {doc}`01_atlas` says why that token, and the two-step descent of
-# the paper has its own chapter.
+# the paper has its own chapter, {doc}`05_two_step`.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 count = 20
 values = ece.compute_values(model, tokenizer, facts[:count], state, config)
+print("mean probability of the new answer: "
+      f"{values.before.mean():.2f} -> {values.after.mean():.2f}")
 
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Probability of the new answer while its value is sought; a thin line for each of 20 facts, the thick one is their mean.", "name": "fig-memory-values"}, "image": {"alt": "Lines of probability against gradient steps. Most rise from 0 to above 0.9 within five steps, a few later; the mean ends at 0.97."}}
 figure, ax = plt.subplots()
 ax.plot(values.losses.exp().reciprocal().cpu(), color=plots.SKY, lw=0.8)
 ax.plot(values.losses.exp().reciprocal().mean(1).cpu(), color=plots.BLUE)
@@ -210,11 +223,10 @@ ax.set(xlabel="gradient step", ylabel="probability of the new answer",
 plt.show()
 
 # %% [markdown]
-# Each thin line is a fact, the thick one is their mean. With the vector in place
-# the model gives most of the new answers, although no weight has changed. (A
-# fact whose line stays low has hit the clamp: the vector may not grow beyond a
-# multiple of the state it is added to.) What is left is to make the weights
-# produce these vectors.
+# With the vectors in place the model gives the new answers, although no weight has
+# changed. (A fact leaves the descent once its loss is below `stop`, and a vector may
+# not grow beyond a multiple of the state it is added to.) What is left is to make the
+# weights produce these vectors.
 #
 # ## The old knowledge
 #
@@ -242,18 +254,18 @@ C0 = stats.moments[site.layer]
 print(f"{stats.tokens} tokens, C0 is {tuple(C0.shape)}, {C0.dtype}")
 
 # %% [markdown]
-# As ever: the formula by hand, on a toy, against the function that the book uses.
+# The formula by hand, on one short text, against the function that the book uses:
 
 # %%
-from ece.covariance import SecondMoment
-
-toy = torch.randn(50, 6, generator=draw)
-running = SecondMoment()
-running.update(toy[:20])
-running.update(toy[20:])
-by_hand = sum(torch.outer(k, k) for k in toy) / len(toy)
+text = atlas.corpus(1)[0]
+row = torch.tensor([encode(tokenizer, text)]).to(W.device)
+with capture([site]) as found:
+    model(row)
+keys = found[site.layer][0].double()
+by_hand = sum(torch.outer(k, k) for k in keys) / len(keys)
+of_one = ece.second_moment(model, tokenizer, [text], (site.layer,))
 torch.testing.assert_close(
-    running.mean, by_hand.double(), atol=1e-5, rtol=1e-5,
+    of_one.moments[site.layer], by_hand, atol=1e-5, rtol=1e-5,
     msg="a mean over tokens: was the sum divided, and by all of them?",
 )
 print("second moment agrees")
@@ -263,8 +275,13 @@ print("second moment agrees")
 # they are long, along most they are short. An update that points into
 # the short directions disturbs little.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 spectrum = torch.linalg.eigvalsh(C0).flip(0).clamp_min(0).cpu()
+half = int((spectrum.cumsum(0) < spectrum.sum() / 2).sum()) + 1
+print(f"half of the keys' squared length lies in {half} of "
+      f"{len(spectrum)} directions")
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Eigenvalues of the second moment: old keys are long in few directions and short in most.", "name": "fig-memory-spectrum"}, "image": {"alt": "A line that falls on a logarithmic axis, from above 10 to 0.01 over the first 600 directions and far below one millionth at the end."}}
 figure, ax = plt.subplots()
 ax.semilogy(range(1, len(spectrum) + 1), spectrum, color=plots.BLUE)
 ax.set(xlabel="direction", ylabel="mean square of keys along it")
@@ -287,16 +304,18 @@ plt.show()
 # is `K1.T`.
 
 # %%
-from ece.solver import solve_update
+from ece.solver import Knowledge, solve
 
+toy = torch.randn(50, 6, generator=draw)
 toy_C0 = toy.double().T @ toy.double() / len(toy)
 toy_K = torch.randn(3, 6, generator=draw).double()
 toy_R = torch.randn(4, 3, generator=draw).double()
 system = 2.0 * toy_C0 + toy_K.T @ toy_K
 by_hand = toy_R @ toy_K @ torch.linalg.inv(system)
+known = Knowledge(toy_C0, toy_C0.diagonal() > 0)  # all six neurons
 torch.testing.assert_close(
-    solve_update(toy_R, toy_K, toy_C0, None, toy_C0.diagonal() > 0, 2.0),
-    by_hand, msg="is the key transposed, or lambda on the wrong term?",
+    solve(toy_R, toy_K, known, lam=2.0).delta, by_hand,
+    msg="is the key transposed, or lambda on the wrong term?",
 )
 print("the update agrees")
 
@@ -310,15 +329,13 @@ print("the update agrees")
 # them an inverse is no trustworthy judge.
 
 # %%
-from ece.solver import solve_reported
-
 K1 = K[:count].double()
 R = values.delta.T.double()  # [model, edit]
 everyone = torch.ones(K1.shape[1], dtype=torch.bool, device=K1.device)
 
 
 def update(lam, ridge=config.ridge):
-    return solve_reported(R, K1, C0, None, everyone, lam, ridge)
+    return solve(R, K1, Knowledge(C0, everyone), lam, ridge)
 
 
 delta, jitter = update(config.lam)
@@ -329,9 +346,15 @@ system += jitter * system.diagonal().mean() * one
 off = (delta @ system - R @ K1).norm() / (R @ K1).norm()
 print(f"Delta is {tuple(delta.shape)}; Eq 4 holds: {bool(off < 1e-6)}")
 
-# %% tags=["nbval-ignore-output"]
-fires = C0.diagonal().sqrt().cpu()
+# %%
 plain, plain_jitter = update(config.lam, ridge=0.0)
+print(f"jitter without ridge {plain_jitter:g}, with it {jitter:g}")
+print(f"longest column: Eq 4 {plain.norm(dim=0).max():.0e}, with "
+      f"ridge {delta.norm(dim=0).max():.0f}, "
+      f"W {W.norm(dim=0).max():.1f}")
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Each neuron's column of the update against how strongly it fires in text. Without a ridge, nearly silent neurons get the longest columns.", "name": "fig-memory-ridge"}, "image": {"alt": "A scatter plot on logarithmic axes. Grey dots, Eq 4 as it stands, rise above 10,000 towards neurons that hardly fire; blue dots, with a ridge, stay below 100 and fall there instead."}}
+fires = C0.diagonal().sqrt().cpu()
 figure, ax = plt.subplots(figsize=(4.6, 3.4))
 for D, hue, name in ((plain, plots.GREY, "Eq 4 as it stands"),
                      (delta, plots.BLUE, f"ridge {config.ridge:g}")):
@@ -342,18 +365,14 @@ ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2,
 ax.set(xlabel="how strongly the neuron fires in text (rms)",
        ylabel=r"norm of its column of $\Delta$")
 plt.show()
-print(f"jitter without ridge {plain_jitter:g}, with it {jitter:g}")
-print(f"longest column: Eq 4 {plain.norm(dim=0).max():.3g}, with "
-      f"ridge {delta.norm(dim=0).max():.3g}, W {W.norm(dim=0).max():.3g}")
 
 # %% [markdown]
-# Each dot is a neuron. Towards the left are neurons that are next to silent in
-# text. Old keys do not use them, so writing there costs Eq 4 nothing. Where
-# the grey columns are much longer than any of $W$'s, as the last line lets you
-# check, the edit rests on neurons that are hardly ever read. The measured rates
-# need not suffer, as the test prompts do not read them either. The ridge makes such
-# columns cost something; where the preset has none, both clouds are one. Choosing
-# neurons keeps off many of them too, and the paper names them when it argues for that:
+# Towards the left are neurons that are next to silent in text. Old keys do not use
+# them, so writing there costs Eq 4 nothing, and without a ridge the edit rests on
+# neurons that hardly ever fire. The measured rates need not suffer, since the test
+# prompts do not use them either. The ridge makes such columns cost something; where
+# the preset has none, both clouds are one. Choosing neurons leaves out many of them
+# too, and the paper names them when it argues for that:
 #
 # > […] inactive or "dead" neurons consume capacity without contributing
 # > meaningfully to the model's output. Editing both inactive and critical
@@ -363,8 +382,8 @@ print(f"longest column: Eq 4 {plain.norm(dim=0).max():.3g}, with "
 
 # %% [markdown]
 # `everyone` chooses all neurons, as MEMIT does; choosing among them is the
-# subject of {doc}`03_scoring`. `None` stands for the keys of earlier batches, of
-# which there are none yet.
+# subject of {doc}`03_scoring`. `Knowledge` has room for the keys of earlier batches
+# too, of which there are none yet.
 #
 # ```{admonition} A mean and a sum
 # :class: note
@@ -382,19 +401,27 @@ print(f"longest column: Eq 4 {plain.norm(dim=0).max():.3g}, with "
 # (the root mean square over tokens, straight from $C_0$).
 
 # %%
-lams = torch.logspace(-2, 6, 17).tolist()
 others = K[count:].double()
 size = R.norm(dim=0).mean()
-missed, disturbed, text = [], [], []
-for lam in lams:
-    D, _ = update(lam)
-    missed.append((D @ K1.T - R).norm(dim=0).mean() / size)
-    disturbed.append((D @ others.T).norm(dim=0).mean() / size)
-    text.append(torch.trace(D @ C0.to(D) @ D.T).sqrt() / size)
-curves = 100 * torch.tensor([missed, disturbed, text])
 
-# %% tags=["nbval-ignore-output"]
+
+def effects(lam):
+    """In % of the mean change: new missed, others moved, text moved."""
+    D, _ = update(lam)
+    missed = (D @ K1.T - R).norm(dim=0).mean()
+    moved = (D @ others.T).norm(dim=0).mean()
+    text = torch.trace(D @ C0.to(D) @ D.T).sqrt()
+    return [100 * float(length / size) for length in (missed, moved, text)]
+
+
+lams = torch.logspace(-2, 6, 17).tolist()
+curves = torch.tensor([effects(lam) for lam in lams]).T
 names = ["new facts: missed", "other facts: moved", "any text: moved"]
+print("lambda", " " * 15, *(f"{lam:>6g}" for lam in (1, config.lam, 1e4)))
+for name, row in zip(names, zip(*map(effects, (1, config.lam, 1e4)))):
+    print(f"{name:20} %", *(f"{value:6.1f}" for value in row))
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "What $\\lambda$ does: the share of the new facts that is missed, and how far other facts and ordinary text are moved, in % of the mean change.", "name": "fig-memory-lambda"}, "image": {"alt": "Three curves over lambda from 0.01 to a million. The share of new facts missed rises from near 0 to 100 percent; the movement of other facts and of text falls from its start to 0 over the same range."}}
 figure, ax = plt.subplots(figsize=(4.6, 3.4))
 looks = zip(curves, names, (plots.RED, plots.BLUE, plots.GREY),
             ("-", "--", ":"), strict=True)
@@ -408,18 +435,17 @@ ax.legend(loc="center left", frameon=True, framealpha=1, edgecolor="w")
 plt.show()
 
 # %% [markdown]
-# To the left the new facts are fitted exactly and the others pay for it; to the
-# right nothing is disturbed because nothing is learned. There is no free
-# stretch in between: where the disturbance falls, the fit falls with it. $\lambda$
-# is a dial, not a filter.
+# To the left the new facts are fitted exactly and the others are disturbed; to the
+# right nothing is disturbed because nothing is learned. In between nothing is free:
+# where the disturbance falls, the fit gets worse with it.
 #
 # Why are the curves flat on the left? There are more neurons than facts, so many
 # updates fit exactly. Even a tiny $\lambda$ picks the one among them that moves
 # ordinary text least, and that choice costs nothing.
 #
 # The dashed line, facts that were not edited, is not what $C_0$ protects: they are
-# a small part of all tokens. The curves say nothing, though, of which answer
-# the model gives in the end. That depends on margins, and later chapters measure it.
+# a small part of all tokens. Which answer the model gives in the end is another
+# question; it depends on margins, and later chapters measure it.
 #
 # ## One fact, MEMIT's way
 #
@@ -444,24 +470,26 @@ print(f"layers written: {touched}, of {len(before)}")
 # change has rank one. One direction in the space of keys is answered
 # by one direction of the residual stream, and the picture shows both.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 D = change[touched[-1]]
 left, strength, right = torch.linalg.svd(D, full_matrices=False)
+share = strength[0] ** 2 / (strength**2).sum()
+print(f"share of the change that is of rank one: {share:.4f}")
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The change of the last edit layer for one fact: its direction in the space of keys, and in the residual stream.", "name": "fig-memory-rank-one"}, "image": {"alt": "Two line plots of absolute values. Above, over neurons: a few tall peaks and many small ones. Below, over residual components: values of like size throughout."}}
 figure, axes = plt.subplots(2, 1, figsize=(4.6, 4.2))
 axes[0].plot(right[0].abs(), color=plots.BLUE, lw=0.8)
 axes[0].set(xlabel="neuron", ylabel="key side")
 axes[1].plot(left[:, 0].abs(), color=plots.RED, lw=0.8)
 axes[1].set(xlabel="residual component", ylabel="value side")
 plt.show()
-share = strength[0] ** 2 / (strength**2).sum()
-print(f"share of the change that is of rank one: {share:.4f}")
 
 # %% [markdown]
 # A few neurons carry much of the key side and very many carry a little. MEMIT
 # writes to all of them. Whether the many little ones matter is the question from
-# which the next chapter sets out.
+# which the next chapter sets out. The rates of this fact, before and after:
 
-# %% tags=["nbval-ignore-output"]
+# %%
 from ece.evaluation.metrics import evaluate
 
 now = evaluate(model, tokenizer, facts[:1]).summary()
@@ -471,21 +499,21 @@ for name in ("efficacy", "generalization", "specificity"):
     print(f"{name:15} {was[name]:5.0f} % -> {now[name]:5.0f} %")
 
 # %% [markdown]
-# These are percentages over the few prompts of one fact, an illustration and
-# not a measurement.
+# These are percentages over the few prompts of one fact: an illustration, not a
+# measurement.
 #
 # ## Summary
 #
 # - An MLP answers a key (its neurons' activations) with a value (its output). The
 #   key of a fact is read at the subject's last token, and belongs to the subject:
 #   the relation does not enter.
-# - Keys of different subjects overlap. What is written at one is read, weakly, at
-#   others.
+# - Keys of different subjects overlap, so what is written for one reaches others,
+#   weakly.
 # - Eq 3 balances new pairs against old ones, Eq 4 solves it in closed form, and of
 #   the old keys it needs the second moment $C_0$ only.
-# - $\lambda$ is the dial: more of it disturbs less and learns less.
-# - With all neurons to choose from, Eq 4 likes those that are nearly silent; a
-#   ridge, which the paper does not have, holds it back.
+# - A larger $\lambda$ disturbs less and learns less.
+# - With all neurons to choose from, Eq 4 writes most to those that are nearly silent;
+#   a ridge, which the paper does not have, prevents that.
 # - MEMIT is this update with all neurons, spread over a few layers.
 #
 # **Next:** {doc}`03_scoring` asks which neurons carry a fact. What the sequence of
@@ -498,6 +526,9 @@ assert within.mean() > between.mean() + 0.2, "a subject keeps its key"
 assert (values.after > values.before).float().mean() > 0.9
 assert off < 1e-6, "the update solves Eq 4, with ridge and jitter"
 assert delta.norm() <= 1.01 * plain.norm(), "a ridge shortens the update"
+if MODEL == "atlas-gpt2" and not DATA:
+    longest = plain.norm(dim=0).max() / W.norm(dim=0).max()
+    assert longest > 1e4, "columns of nearly silent neurons"
 # In percent; the jitter may differ from one lambda to the next.
 assert (curves[0].diff() > -2).all(), "the fit falls as lambda grows"
 assert (curves[2].diff() < 2).all(), "the disturbance of text falls too"

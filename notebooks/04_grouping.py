@@ -21,32 +21,36 @@
 # next page depends on: **do facts that use the same neurons have anything else in
 # common?**
 #
-# **What you will see**
+# **What was found**
 #
-# - the neuron sets of facts and the Jaccard distance between them, beside the
-#   distance of random sets;
-# - k-medoids in place of k-means, because the mean of sets is not a set;
-# - the matrix of distances, ordered by group, with the anchors marked;
-# - how well the groups agree with relations, kinds of subjects and answers;
-# - what the number of groups $K$ buys, and what to do with a score (WI) that
-#   gives all facts the same set.
+# - Facts share more neurons than chance gives them (mean Jaccard distance 0.80, random
+#   sets 0.89), but there are no clear groups: the mean silhouette is 0.04, and no number
+#   of groups $K$ stands out.
+# - Groups follow the kind of subject, loosely. They do not follow the new object, since
+#   no key can know it: 1 % of the members want their anchor's new object.
+# - A mean of sets is not a set, so this book takes k-medoids where the paper says
+#   k-means; the medoid is the anchor of Eq 10.
+# - Weight importance (WI) gives all facts the same set, so there groups come from
+#   activations.
 
-# %%
+# %% tags=["hide-input"]
 import os
 
+import matplotlib.pyplot as plt
+import numpy as np
 import torch
 
 import ece
-from ece import atlas
-from ece.data.loading import load_facts
+from ece import atlas, engine, presets
+from ece.book import plots
+from ece.data import load_facts
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
 DATA = os.environ.get("ECE_DATA")
-
-model, tokenizer = ece.load(MODEL, DEVICE)
-config = ece.configure(MODEL, "ece-rs")
-facts = load_facts("counterfact", 200, path=DATA)
+facts = (load_facts("counterfact", 200, path=DATA) if DATA
+         else atlas.facts("counterfact", 200))
+plots.style()
 
 # %% [markdown]
 # ## One set for each fact
@@ -57,20 +61,27 @@ facts = load_facts("counterfact", 200, path=DATA)
 # where the value will enter, the last edit layer.
 
 # %%
-from ece.engine.keys import keys_and_states, mix, subject_rows
+from ece.objective import mix
 from ece.scoring import fact_sets, scores
 
+model, tokenizer = ece.load(MODEL, DEVICE)
+config = presets.configure(MODEL, "ece-rs")
 state = ece.new_state(model, tokenizer, config)
 layer = config.layers[-1]
 W = ece.sites(model, (layer,))[0].weight
-rows = subject_rows(tokenizer, facts, state.contexts)
-keys, _ = keys_and_states(
-    model, rows, len(facts), layer, layer, config.max_tokens
-)
-K = mix(keys, config.keys)
+
+
+def keys_of(facts):
+    reader = engine.reader(
+        model, tokenizer, facts, state.contexts, config.max_tokens
+    )
+    return mix(reader.read(layer, layer)[0])
+
+
+K = keys_of(facts)
 sets = fact_sets(scores(config.scorer, K, W), config.p).cpu()
 
-# %% tags=["nbval-ignore-output"]
+# %%
 sizes = sets.sum(1).double()
 used = (sets.double().mean(0) > 0.5).sum()
 print(f"{len(facts)} facts, {sets.shape[1]} neurons")
@@ -90,7 +101,7 @@ print(f"{used} neurons are in more than half of the sets")
 #
 # It is 0 for equal sets and 1 for sets without a common neuron. With sets as rows
 # of zeros and ones, all intersections come out of one matrix product, which is
-# how `ece.clustering.jaccard` does it. Python's own sets are the slow twin.
+# how `ece.clustering.jaccard` does it. Here it is checked against Python's own sets:
 
 # %%
 from ece.clustering import jaccard
@@ -117,14 +128,11 @@ order = torch.rand(sets.shape, generator=draw).argsort(1).argsort(1)
 chance = jaccard(order < sets.sum(1, keepdim=True))
 pairs = torch.ones(len(sets), len(sets)).triu(1).bool()
 between, by_chance = distance[pairs], chance[pairs]
+print(f"mean distance of facts:       {between.mean():.2f}")
+print(f"mean distance of random sets: {by_chance.mean():.2f}")
+print(f"closest pair:                 {between.min():.2f}")
 
-# %% tags=["nbval-ignore-output"]
-import matplotlib.pyplot as plt
-import numpy as np
-
-from ece.book import plots
-
-plots.style()
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Jaccard distances of all pairs of facts, and of random sets of the same sizes. Facts are closer than chance, without a gap between near and far.", "name": "fig-grouping-distances"}, "image": {"alt": "Two histograms of Jaccard distance. Random sets lie in a narrow band around 0.89; facts lie around 0.8 in a wider one, with a thin tail down to 0.3."}}
 figure, ax = plt.subplots()
 bins = np.linspace(0, 1, 81)
 ax.hist(between, bins, color=plots.GREEN, alpha=0.7, label="facts")
@@ -133,23 +141,18 @@ ax.set(xlabel="Jaccard distance", ylabel="pairs of facts")
 ax.legend(loc="upper left")
 plt.show()
 
-# %% tags=["nbval-ignore-output"]
-print(f"mean distance of facts:       {between.mean():.2f}")
-print(f"mean distance of random sets: {by_chance.mean():.2f}")
-print(f"closest pair:                 {between.min():.2f}")
-
 # %% [markdown]
 # Two facts share more neurons than chance would give them, and most pairs still
-# share few. There is no gap in the pile: nothing says "these belong together,
-# those do not". Only the thin tail on the left, pairs of close sets, stands out.
+# share few. There is no gap between pairs that belong together and pairs that do not;
+# only the thin tail on the left, pairs of close sets, stands out.
 #
 # ## What a key cannot know
 #
-# Before any clustering it is worth asking what a key *can* hold. It is read
-# at the last token of the subject, and the models are causal: what follows the
-# subject has not been read yet. For a prompt like "{} plays the" the relation
-# comes after it. Two facts about one subject, both in prompts that begin with the
-# subject, must then have the same key, the same set, and distance 0.
+# What can a key hold at all? It is read at the last token of the subject, and the
+# models are causal: what follows the subject has not been read yet. In a prompt like
+# "{} plays the" the relation comes after it. Two facts about one subject, both in
+# prompts that begin with the subject, must then have the same key, the same set, and
+# distance 0.
 
 # %%
 from ece.facts import Fact
@@ -160,21 +163,15 @@ two = [
     Fact("{} was born in", subject, "Rome"),
     Fact("The mother tongue of {} is", subject, "Welsh"),
 ]
-rows = subject_rows(tokenizer, two, state.contexts)
-keys, _ = keys_and_states(
-    model, rows, len(two), layer, layer, config.max_tokens
-)
-score = scores(config.scorer, mix(keys, config.keys), W)
+score = scores(config.scorer, keys_of(two), W)
 same, other = jaccard(fact_sets(score, config.p))[0, 1:].tolist()
-
-# %% tags=["nbval-ignore-output"]
 print(f"same subject, relation after it:  {same:.2f}")
 print(f"same subject, relation before it: {other:.2f}")
 
 # %% [markdown]
-# So the sets tell *subjects* apart, and they know of the relation only where
-# the prompt names it first. They know nothing at all of the new object, which
-# is not in the prompt. Keep this in mind for the question at the end of the page.
+# So the sets tell *subjects* apart, and depend on the relation only where the prompt
+# names it first. They cannot depend on the new object, which is not in the prompt at
+# all.
 #
 # ## Why medoids
 #
@@ -237,7 +234,7 @@ print("groups:", found.labels.tolist())
 # single move makes things better, and where groups are not clear it may end
 # somewhat above the best:
 
-# %% tags=["nbval-ignore-output"]
+# %%
 small = distance[:9, :9]
 nine, least = k_medoids(small, 3).cost, cheapest(small)
 print(f"cost of the anchors found: {nine:.3f}")
@@ -262,8 +259,9 @@ labels, anchors = groups.labels, groups.medoids
 to_anchor = distance.gather(1, anchors[labels][:, None])[:, 0]
 order = np.lexsort((to_anchor.numpy(), labels.numpy()))
 place = np.argsort(order)
+print("facts per group:", *torch.bincount(labels).tolist())
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Jaccard distances between all facts, ordered by group; stars are the anchors.", "name": "fig-grouping-matrix"}, "image": {"alt": "A square heat map of 200 by 200 distances, nearly uniform. White lines separate ten groups, whose blocks along the diagonal are only a little darker than the rest. A star stands at the first row of each block."}}
 figure, ax = plt.subplots(figsize=(4.6, 3.8))
 plots.jaccard_matrix(
     distance[order][:, order].numpy(), labels[order].numpy(),
@@ -272,23 +270,23 @@ plots.jaccard_matrix(
 plt.show()
 
 # %% [markdown]
-# Stars are the anchors, the first row of each block. If facts came in types with
-# neurons of their own, dark squares would stand along the diagonal. What is to
-# be seen is much fainter: blocks only a little darker than their surroundings.
+# If facts came in types with neurons of their own, dark squares would stand along the
+# diagonal. There are none, only blocks a little darker than their surroundings.
 # (Single dark cells are close pairs.) The *silhouette* puts a number on this: 1
 # where a fact is far closer to its own group than to the next, 0 where it could
 # as well be in either.
 
 # %%
-from ece.clustering import silhouettes
+from sklearn.metrics import silhouette_samples
+
+
+def silhouettes(distance, labels):
+    return silhouette_samples(distance, labels, metric="precomputed")
+
 
 inside = distance[labels[:, None] == labels[None]]
 outside = distance[labels[:, None] != labels[None]]
 width = silhouettes(distance, labels)
-
-# %% tags=["nbval-ignore-output"]
-counts = torch.bincount(labels).tolist()
-print("facts per group:", *counts)
 print(f"mean distance within groups:  {inside[inside > 0].mean():.3f}")
 print(f"mean distance between groups: {outside.mean():.3f}")
 print(f"mean silhouette:              {width.mean():.3f}")
@@ -299,8 +297,8 @@ print(f"mean silhouette:              {width.mean():.3f}")
 # The paper expects groups of *similar knowledge*. In the embedded world we
 # know of every fact which relation it states, what kind of subject it is about,
 # and both objects. Adjusted mutual information compares two partitions: 1 if they
-# are the same, 0 if they agree no more than by chance. The last entry looks at the
-# surface: the last token of the subject, where the key is read.
+# are the same, 0 if they agree no more than by chance. The last entry is the last token
+# of the subject, where the key is read.
 
 # %%
 from sklearn.metrics import adjusted_mutual_info_score as agreement
@@ -317,16 +315,8 @@ features = {
     "last token": [decode(tokenizer, [ids[at]]) for ids, at in placed],
 }
 
-# %% tags=["nbval-ignore-output"]
+# %%
 values = [agreement(list(x), labels.numpy()) for x in features.values()]
-figure, ax = plt.subplots(figsize=(4.6, 2.4))
-ax.barh(list(features), values, color=plots.GREEN)
-ax.axvline(0, color=plots.BLACK, linewidth=1)
-ax.invert_yaxis()
-ax.set(xlabel="agreement with the groups (AMI)", xlim=(-0.1, 1))
-plt.show()
-
-# %% tags=["nbval-ignore-output"]
 for name, value in zip(features, values, strict=True):
     print(f"{name:16} {value:5.2f}")
 mates = np.array([f.target for f in facts])
@@ -334,19 +324,26 @@ shared = mates == mates[anchors.numpy()][labels.numpy()]
 share = (shared.sum() - len(anchors)) / (len(facts) - len(anchors))
 print(f"members that want their anchor's object: {share:.0%}")
 
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "How well the groups agree with what is known of the facts (adjusted mutual information; 1 would be equality).", "name": "fig-grouping-agreement"}, "image": {"alt": "Five horizontal bars: kind of subject 0.28, relation 0.15, old object, new object and last token about 0.05 each."}}
+figure, ax = plt.subplots(figsize=(4.6, 2.4))
+ax.barh(list(features), values, color=plots.GREEN)
+ax.axvline(0, color=plots.BLACK, linewidth=1)
+ax.invert_yaxis()
+ax.set(xlabel="agreement with the groups (AMI)", xlim=(-0.1, 1))
+plt.show()
+
 # %% [markdown]
-# Read the bars against the full width of 1. What agreement there is, is mostly with
-# the kind of subject. Relation and old object come along with it, because a
-# relation belongs to one kind of subject. The *new* object hardly shows: it
-# is not in the prompt, so no set of neurons can hold it. Yet it is the new object that
-# the anchor's search moves towards, and nearly every member of its group wants
-# another one. Whether starting from the anchor helps in spite of that is measured
-# in {doc}`05_two_step`.
+# What agreement there is, is mostly with the kind of subject. Relation and old object
+# come along with it, because a relation belongs to one kind of subject. The *new*
+# object hardly shows: it is not in the prompt, so no set of neurons can hold it. Yet
+# it is the new object that the anchor's search moves towards, and nearly every member
+# of its group wants another one. Whether starting from the anchor helps in spite of
+# that is measured in {doc}`05_two_step`.
 #
 # ```{admonition} How far this reaches
 # :class: warning
-# The atlas models are model organisms: trained to look facts up at the subject's
-# last token, on a world of invented names. A large model may have neurons for
+# The embedded models were trained to look facts up at the subject's last token, in
+# a world of invented names. A large model may have neurons for
 # cities or for languages that these do not have. The causal part of the argument
 # holds for any model: a key knows nothing that comes after its token.
 # ```
@@ -355,8 +352,8 @@ print(f"members that want their anchor's object: {share:.0%}")
 #
 # The paper gives no $K$. More groups always cost less in Eq 9, as with
 # any clustering; with as many groups as facts the cost is 0 and nothing is
-# shared. We look for a bend in the cost, or a peak of the silhouette, and again
-# compare with random sets.
+# shared. A good $K$ would show as a bend in the cost or a peak of the silhouette.
+# Random sets are again the comparison.
 
 # %%
 ks = [2, 5, 10, 20, 40, 80, 160]
@@ -367,24 +364,29 @@ silhouette = {
     n: [float(silhouettes(curve[n], g.labels).mean()) for g in found[n]]
     for n in curve
 }
+print("K                     ", *(f"{k:5}" for k in ks))
+for name in curve:
+    print(f"{name:11} distance  ", *(f"{x:5.2f}" for x in cost[name]))
+    print(f"{name:11} silhouette", *(f"{x:5.2f}" for x in silhouette[name]))
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean distance to the anchor, and mean silhouette, against the number of groups K. Neither has a bend or a peak worth the name.", "name": "fig-grouping-number"}, "image": {"alt": "Two panels over K from 2 to 160 on a logarithmic axis. Above, the distance to the anchor falls steadily, for facts and for random sets. Below, both silhouettes stay near 0."}}
 figure, axes = plt.subplots(2, 1, figsize=(4.6, 4.6), sharex=True)
 for name, colour in (("facts", plots.GREEN), ("random sets", plots.GREY)):
     axes[0].plot(ks, cost[name], "o-", color=colour, label=name)
     axes[1].plot(ks, silhouette[name], "o-", color=colour)
 axes[0].set(ylabel="distance to\nthe anchor", ylim=(0, 1))
 axes[0].legend()
-axes[1].set(ylabel="mean silhouette", xlabel="groups K", xscale="log")
+axes[1].set(ylabel="mean silhouette", xlabel="groups K", xscale="log",
+            ylim=(-0.1, 1))
 axes[1].set_xticks(ks, ks)
 axes[1].minorticks_off()
 plt.show()
 
 # %% [markdown]
 # Neither curve offers a $K$: the cost falls without a bend, and the silhouette
-# stays low. So $K$ is not a property of these facts but a budget. Each
-# group costs one descent of phase 1, and with fewer groups there is less to pay.
-# `clusters` in the presets is such a budget for a batch of 25.
+# stays low. So $K$ is not a property of these facts but a budget: each
+# group costs one descent of phase 1. `clusters` in the presets is such a budget for a
+# batch of 25.
 #
 # ## A score that looks at no fact
 #
@@ -396,7 +398,7 @@ blind = fact_sets(scores("weight", K, W), config.p).cpu()
 flat = jaccard(blind)
 alone = k_medoids(flat, config.clusters)
 print(f"largest distance: {flat.abs().max():.1f}")
-print(f"groups: {len(alone.medoids)} of the {config.clusters} asked for")
+print(f"groups: {len(alone.medoids)} of {config.clusters}")
 
 # %% [markdown]
 # One group with an arbitrary anchor is surely not what is meant. The book's rule: where
@@ -407,10 +409,10 @@ print(f"groups: {len(alone.medoids)} of the {config.clusters} asked for")
 from dataclasses import replace
 
 from ece.descent import groups_of
-from ece.engine.batching import prepare
 
-some = facts[:20]
-problem = prepare(model, tokenizer, some, state.contexts, config, layer)
+problem = engine.prepare(
+    model, tokenizer, facts[:20], state.contexts, config, layer
+)
 by_wi = groups_of(problem, W, replace(config, scorer="weight"))
 by_as = groups_of(problem, W, replace(config, scorer="activation"))
 print(f"WI and AS give equal groups: {by_wi.cost == by_as.cost}")

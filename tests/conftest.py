@@ -4,8 +4,10 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import jaxtyping
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     GPT2Config,
@@ -31,6 +33,10 @@ TEXTS = [
     for city in CITIES
     for job in JOBS
 ]
+
+
+settings.register_profile("ece", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("ece")
 
 
 def pytest_configure():
@@ -134,9 +140,28 @@ def config() -> Config:
         layers=(0, 1),
         lr=0.1,
         lam=20.0,
+        ridge=1e-3,
         clusters=2,
         steps=5,
         own_steps=2,
         contexts=2,
         context_tokens=4,
     )
+
+
+@pytest.fixture
+def untyped():
+    """Switch the tests' own type checks off: what a user's wrong argument meets is the package."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    """Copy all of a model's weights."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(model, before: dict[str, torch.Tensor]) -> bool:
+    """Whether every weight has the bits it had."""
+    return all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -17,9 +17,10 @@ from ece.atlas.text import document
 from ece.atlas.tokenizer import build_tokenizer, check_objects
 from ece.atlas.train import Recipe, architecture, attention_of, loss_of, train
 from ece.atlas.world import build
-from ece.data.loading import facts_from_counterfact
+from ece.data import facts_from_counterfact
 from ece.facts import locate
-from ece.model import CHECKPOINTS, blocks
+from ece.loading import CHECKPOINTS
+from ece.model import blocks
 
 TINY = Mixture(rows=2, length=48)
 
@@ -91,7 +92,7 @@ def test_a_task_item_sees_nothing_before_itself(world, tokenizer):
 
 def test_asking_for_more_items_than_there_are_is_an_error(world):
     with pytest.raises(ValueError, match="sentiment' has only"):
-        held_out(world, "sentiment", 500)
+        held_out(world, "sentiment", 150)
 
 
 def test_records_read_as_counterfact(world):

@@ -1,22 +1,31 @@
 """Baselines: whole batches or none, the way back, and what each method promises."""
 
+import multiprocessing
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from conftest import build
-from ece.baselines import BASELINES, Baseline, Task, numbers_of
+from ece import presets
+from ece.baselines import BASELINES, Baseline, Task
 from ece.baselines.ft import FineTuning, trainable
 from ece.baselines.ft import edit as fine_tune
-from ece.baselines.prune import restrain, restrained
+from ece.baselines.prune import Prune, restrain
+from ece.baselines.rome import Rome
 from ece.baselines.sequence import Done, edit_one, sequence, undo_one
-from ece.editor import edit_batch, new_state
-from ece.engine.keys import keys_and_states, mix, subject_rows
+from ece.baselines.trained import trained
+from ece.editor import compute_values, edit_batch
+from ece.engine import reader
 from ece.errors import ConfigError, StateError
 from ece.facts import encode, target_ids
 from ece.model import sites
+from ece.objective import mix
+from ece.sequence import edit_sequence
+from ece.state import new_state
+from ece.storage import Folder
 
 FT = [name for name in BASELINES if name.startswith("ft-")]
 
@@ -90,77 +99,149 @@ def test_a_batch_is_written_whole_or_not_at_all_and_can_be_undone(model, tokeniz
     broken = replace(one, edit=lambda task, facts: {
         **fine_tune(task, facts), next(iter(before)): next(iter(before.values())) * float("nan")
     })  # fmt: skip
-    with pytest.raises(StateError, match="not finite; nothing was changed"):
+    with pytest.raises(StateError, match="new weights of .* are not finite"):
         edit_one(broken, task(model, tokenizer), facts, Done())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     done = edit_one(one, task(model, tokenizer), facts, Done())
     assert not all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
     back = undo_one(task(model, tokenizer), done)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    with pytest.raises(StateError, match="keeps one batch"):
+    with pytest.raises(StateError, match="can undo one batch"):
         undo_one(task(model, tokenizer), back)
+
+
+def test_an_error_while_writing_puts_every_weight_back(model, tokenizer, facts):
+    """The second of two parameters does not fit: the first is as before."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    wide = replace(task(model, tokenizer), numbers=FineTuning(layers=(0, 1), steps=1))
+
+    def broken(task, facts):
+        first, second = fine_tune(task, facts).items()
+        return {first[0]: first[1], second[0]: second[1][:3]}
+
+    with pytest.raises(RuntimeError):
+        edit_one(Baseline(FineTuning, {}, broken), wide, facts, Done())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", FT)
 def test_a_killed_sequence_ends_with_the_same_bits(name, tokenizers, facts, tmp_path):
     numbers = BASELINES[name].configure(name, steps=2)
-    whole = build("gpt2")
-    sequence(BASELINES[name], Task(whole, tokenizers["gpt2"], numbers, {}), facts, 2)
-    first = build("gpt2")
+    whole, baseline = build("gpt2"), BASELINES[name]
+    at = partial(Task, tokenizer=tokenizers["gpt2"], numbers=numbers, trained={})
+    records = sequence(baseline, at(whole), facts, 2).records
 
     def killed(number, record, part):
         if number == 1:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        at = Task(first, tokenizers["gpt2"], numbers, {})
-        sequence(BASELINES[name], at, facts, 2, killed, tmp_path)
+    with Folder(tmp_path) as folder, pytest.raises(KeyboardInterrupt):
+        sequence(baseline, at(build("gpt2")), facts, 2, killed, folder)
     again, heard = build("gpt2"), []
-    at = Task(again, tokenizers["gpt2"], numbers, {})
-    sequence(BASELINES[name], at, facts, 2, lambda n, *_: heard.append(n), tmp_path)
+    with Folder(tmp_path) as folder:
+        done = sequence(baseline, at(again), facts, 2, lambda n, *_: heard.append(n), folder)
     assert heard == [1, 2]
+    for one, two in zip(done.records, records, strict=True):
+        assert (one.facts, one.norms) == (two.facts, two.norms)
     for key, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[key])
-    other = Task(build("gpt2"), tokenizers["gpt2"], numbers, {})
-    with pytest.raises(StateError, match="other facts, settings"):
-        sequence(BASELINES[name], other, facts[:4], 2, save_to=tmp_path)
+    for wrong, arguments in {
+        "facts": (at(build("gpt2")), facts[:4], 2),
+        "batch": (at(build("gpt2")), facts, 3),
+        "settings": (at(build("gpt2"), numbers=replace(numbers, lr=0.5)), facts, 2),
+        "training": (at(build("gpt2"), trained={"a": torch.ones(1)}), facts, 2),
+        "model": (at(again), facts, 2),
+    }.items():
+        with Folder(tmp_path) as folder, pytest.raises(StateError, match=f"'{wrong}' differs"):
+            sequence(baseline, *arguments, folder=folder)
+
+
+def test_a_damaged_sequence_is_named_before_a_weight_changes(model, tokenizer, facts, tmp_path):
+    def run(model):
+        with Folder(tmp_path) as folder:
+            sequence(BASELINES["ft-m"], task(model, tokenizer, steps=1), facts, 3, folder=folder)
+
+    run(build(model.config.model_type))
+    assert sorted(path.stem for path in tmp_path.glob("*.safetensors")) == [
+        "baseline", "record-00001", "record-00002", "weights-00002"
+    ]  # fmt: skip
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for path in tmp_path.glob("*.safetensors"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(StateError, match=path.name):
+            run(model)
+        path.write_bytes(whole)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("wrong", [
+    dict(steps=0), dict(steps=2.5), dict(steps="4"), dict(lr=0.0), dict(lr=float("nan")),
+    dict(ball=-1.0), dict(stop=float("nan")), dict(decay=-1e-9), dict(max_tokens=0),
+    dict(layers=()), dict(layers=(-1,)), dict(layers=[1]), dict(goal="first"),
+], ids=str)  # fmt: skip
+def test_settings_of_a_wrong_type_or_range_are_named(wrong):
+    with pytest.raises(ConfigError, match=f"setting '{next(iter(wrong))}"):
+        FineTuning(**wrong)
+
+
+def test_a_batch_of_a_wrong_size_is_refused(model, tokenizer, facts, untyped):
+    for batch in (-1, 0, 2.5):
+        with pytest.raises(ConfigError, match="'batch' is"):
+            sequence(BASELINES["ft-m"], task(model, tokenizer), facts, batch)
+
+
+def _learn(folder, order):
+    """In a process of its own: train for a while, and say when."""
+
+    def train(task, facts, save_to, progress):
+        order.put("begins")
+        order.put("ends")
+        return {"a": torch.ones(2)}
+
+    task = Task(build("gpt2"), None, FineTuning(), {})
+    found = trained(Baseline(FineTuning, {}, train=train), task, [], folder)
+    order.put(found["a"].tolist())
+
+
+def test_two_processes_that_train_the_same_do_it_once(tmp_path):
+    """They tripped over each other's files."""
+    context = multiprocessing.get_context("fork")
+    order = context.SimpleQueue()
+    both = [context.Process(target=_learn, args=(tmp_path, order)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    found = [order.get() for _ in range(4)]
+    assert found[:2] == ["begins", "ends"] and found[2:] == [[1.0, 1.0]] * 2
 
 
 def test_numbers_that_are_not_there_or_out_of_range_are_named():
-    with pytest.raises(ConfigError, match="'lam' is not one of method ft-l; it has: layers"):
-        numbers_of("gpt2-xl", "ft-l", lam=3.0)
+    with pytest.raises(ConfigError, match="'lam' is no setting of method ft-l; known: layers"):
+        presets.numbers("gpt2-xl", "ft-l", lam=3.0)
     with pytest.raises(ConfigError, match="'lr' is -1"):
-        numbers_of("gpt2-xl", "ft-l", lr=-1.0)
-    assert numbers_of("EleutherAI/gpt-j-6B", "ft-l").layers == (21,)
+        presets.numbers("gpt2-xl", "ft-l", lr=-1.0)
+    assert presets.numbers("EleutherAI/gpt-j-6B", "ft-l").layers == (21,)
 
 
 def test_rome_satisfies_its_constraint_exactly(model, tokenizer, facts, stats, config):
     """One fact: the new weights map its key onto its value."""
-    rome = replace(config, layers=(1,), scorer="all", p=1.0, clusters=None, exact=True)
-    state = new_state(model, tokenizer, rome)
-    rows = subject_rows(tokenizer, facts[:1], state.contexts)
-    keys, _ = keys_and_states(model, rows, 1, 1, 1, 4096)
-    K, before = mix(keys, "mixed")[0].double(), sites(model, (1,))[0].weight.clone()
-    edit_batch(model, tokenizer, facts[:1], stats, state, rome, values := _values(
-        model, tokenizer, facts[:1], state, rome))  # fmt: skip
+    own = replace(config, layers=(1,), scorer="all", p=1.0, clusters=None)
+    state = new_state(model, tokenizer, own, Rome())
+    keys, _, _ = reader(model, tokenizer, facts[:1], state.contexts, 4096).read(1, 1)
+    K, before = mix(keys)[0].double(), sites(model, (1,))[0].weight.clone()
+    values = compute_values(model, tokenizer, facts[:1], state, own)
+    edit_batch(model, tokenizer, facts[:1], stats, state, own, values)
     change = (sites(model, (1,))[0].weight - before).double() @ K
     torch.testing.assert_close(change, values.delta[0].double(), atol=1e-5, rtol=1e-4)
 
 
-def _values(model, tokenizer, facts, state, config):
-    from ece.editor import compute_values
-
-    return compute_values(model, tokenizer, facts, state, config)
-
-
-def test_single_writes_fact_by_fact(model, tokenizer, facts, stats, config):
-    from ece.editor import edit_sequence
-
-    one = replace(config, single=True)
-    twin = build(model.config.model_type)
-    state, reports = edit_sequence(model, tokenizer, facts[:3], stats, one, 3)
+def test_rome_writes_fact_by_fact(model, tokenizer, facts, stats, config):
+    own, twin = replace(config, scorer="all", ridge=1e-3), build(model.config.model_type)
+    state, reports = edit_sequence(model, tokenizer, facts[:3], stats, own, 3, Rome())
     assert state.done == 3 and [len(report.facts) for report in reports] == [1, 1, 1]
-    edit_sequence(twin, tokenizer, facts[:3], stats, config, 1)
+    edit_sequence(twin, tokenizer, facts[:3], stats, own, 1, Rome())
     for mine, other in zip(sites(model, (0, 1)), sites(twin, (0, 1)), strict=True):
         assert torch.equal(mine.weight, other.weight)
 
@@ -183,14 +264,13 @@ def test_prune_pulls_in_only_what_is_longer_than_the_weight():
     torch.testing.assert_close(values, wanted.sort(descending=True).values)
 
 
-def test_restrained_weights_are_only_there_within(model):
-    site = sites(model, (1,))[0]
+def test_restrained_weights_are_only_there_within(model, config):
+    prune, own = Prune(base=1.2), replace(config, layers=(1,))
+    remembered, site = prune.remember(model, own), sites(model, (1,))[0]
     first = site.weight.clone()
     site.weight.add_(torch.randn_like(first) * 50)
     edited = site.weight.clone()
-    with restrained(model, {1: first}, 1.2):
+    with prune.view(model, remembered):
         inside = site.weight.clone()
     assert torch.equal(site.weight, edited)
     assert (inside - first).norm() < (edited - first).norm()
-    with restrained(model, {1: first}, None):
-        assert torch.equal(site.weight, edited)

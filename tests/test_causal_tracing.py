@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ece.evaluation.causal_tracing import swap
-from ece.facts import Fact, encode, subject_last, target_ids
+from ece.facts import Fact, encode, locate, target_ids
 from ece.model import blocks
 
 
@@ -14,7 +14,7 @@ def answer(model, tokenizer, fact: Fact) -> int:
 
 def place(tokenizer, fact: Fact, at: str) -> int:
     if at == "subject":
-        return subject_last(tokenizer, fact.prompt, fact.subject)
+        return locate(tokenizer, fact.prompt, fact.subject)[1]
     return len(encode(tokenizer, fact.text)) - 1
 
 

@@ -4,34 +4,53 @@ from itertools import combinations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ece.clustering import centre, jaccard, k_medoids, silhouettes
+from ece.clustering import _assign, centre, jaccard, k_medoids
 
 
 def sets(edits: int, seed: int, ff: int = 24):
     return torch.rand(edits, ff, generator=torch.Generator().manual_seed(seed)) < 0.4
 
 
-def test_jaccard_is_the_definition():
-    chosen = sets(6, 0)
-    distance = jaccard(chosen)
-    for i in range(6):
-        for j in range(6):
-            a, b = set(chosen[i].nonzero()[:, 0].tolist()), set(chosen[j].nonzero()[:, 0].tolist())
-            assert abs(float(distance[i, j]) - (1 - len(a & b) / len(a | b))) < 1e-12
-    assert torch.equal(distance.diagonal(), torch.zeros(6).double())
+@given(st.lists(st.sets(st.integers(0, 7)), min_size=1, max_size=8))
+def test_jaccard_is_the_definition_and_a_metric(chosen):
+    table = torch.zeros(len(chosen), 8, dtype=torch.bool)
+    for row, some in zip(table, chosen, strict=True):
+        row[list(some)] = True
+    distance = jaccard(table)
+    for i, a in enumerate(chosen):
+        for j, b in enumerate(chosen):
+            either = len(a | b)
+            expected = 1 - len(a & b) / either if either else 0.0
+            assert float(distance[i, j]) == pytest.approx(expected, abs=1e-15)
+    assert torch.equal(distance, distance.T) and not distance.diagonal().any()
+    around = distance[:, :, None] + distance[None]  # i to j to k
+    assert (distance[:, None] <= around + 1e-12).all()
+
+
+@given(st.integers(1, 12), st.integers(0, 10**6), st.integers(1, 12))
+def test_groups_are_a_partition_around_their_anchors(edits, seed, k):
+    distance, k = jaccard(sets(edits, seed)), min(k, edits)
+    groups = k_medoids(distance, k, seed)
+    count = len(groups.medoids)
+    assert 1 <= count <= k and groups.labels.shape == (edits,)
+    assert sorted(set(groups.labels.tolist())) == list(range(count))
+    assert len(set(groups.medoids.tolist())) == count
+    near = distance[:, groups.medoids].min(1).values
+    own = distance.gather(1, groups.medoids[groups.labels][:, None])[:, 0]
+    assert torch.equal(near, own), "each fact is with its nearest anchor"
+    assert groups.cost == pytest.approx(float(own.sum()))
+    for c in range(count):
+        assert centre(distance, groups.labels == c) == groups.medoids[c], "Eq 10"
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_groups_are_a_local_optimum_close_to_brute_force(seed):
+def test_the_cost_is_close_to_brute_force(seed):
     distance, k = jaccard(sets(9, seed)), 3
-    groups = k_medoids(distance, k, seed)
     best = min(float(distance[:, list(c)].min(1).values.sum()) for c in combinations(range(9), k))
-    assert best - 1e-9 <= groups.cost <= best * 1.1
-    near = distance[:, groups.medoids].min(1).values
-    assert torch.equal(near, distance.gather(1, groups.medoids[groups.labels][:, None])[:, 0])
-    for c in range(k):
-        assert centre(distance, groups.labels == c) == groups.medoids[c]
+    assert best - 1e-9 <= k_medoids(distance, k, seed).cost <= best * 1.1
 
 
 def test_clear_clusters_are_found():
@@ -41,7 +60,6 @@ def test_clear_clusters_are_found():
     groups = k_medoids(jaccard(noisy), 3, 0)
     assert len(set(groups.labels.tolist())) == 3
     assert all(len(set(groups.labels[i : i + 5].tolist())) == 1 for i in (0, 5, 10))
-    assert silhouettes(jaccard(noisy), groups.labels).min() > 0.5
 
 
 def test_k_equal_to_n_makes_every_fact_an_anchor():
@@ -60,17 +78,17 @@ def test_identical_sets_make_one_cluster_with_the_first_as_anchor():
 
 
 def test_an_emptied_cluster_is_reseeded():
-    from ece.clustering import _assign
-
     places = torch.tensor([0.0, 0.0, 1.0, 5.0])
     labels, medoids = _assign((places[:, None] - places[None]).abs().double(), torch.tensor([0, 1]))
     assert medoids.tolist() == [0, 3] and labels.tolist() == [0, 0, 0, 1]
 
 
-def test_same_seed_same_groups_and_facts_may_come_in_any_order():
-    distance = jaccard(sets(12, 4))
-    one, two = k_medoids(distance, 4, 1), k_medoids(distance, 4, 1)
+@given(st.integers(2, 12), st.integers(0, 2**62))
+def test_same_seed_same_groups(edits, seed):
+    distance = jaccard(sets(edits, 4))
+    one, two = (k_medoids(distance, 2, seed) for _ in range(2))
     assert torch.equal(one.labels, two.labels) and torch.equal(one.medoids, two.medoids)
+    assert one.cost == two.cost
 
 
 @pytest.mark.parametrize("k", [0, 6])

@@ -1,24 +1,21 @@
-"""Ids, positions, padding, prefixes: what the tokenizer decides."""
+"""Ids, positions, padding, prefixes: what the tokenizer decides; and which facts are refused."""
 
+import string
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ece.engine.keys import keys_and_states, subject_rows
-from ece.errors import FactError
-from ece.facts import (
-    Fact,
-    by_length,
-    contexts,
-    decode,
-    encode,
-    locate,
-    pad,
-    subject_last,
-    target_ids,
-    validate,
-)
+from conftest import FAMILIES, build
+from ece.checks import validate
+from ece.errors import ConfigError, EditError, FactError, ModelError
+from ece.facts import Fact, contexts, decode, encode, encode_all, locate, locate_all, pad, target_ids
+from ece.objective import subject_rows
+
+LETTERS = st.characters(exclude_categories=["C", "Z", "M"])  # visible, one by one
+NAMES = st.text(LETTERS, min_size=1, max_size=12)
 
 
 def test_bos_is_there_exactly_when_the_tokenizer_adds_it(family, tokenizer):
@@ -26,6 +23,21 @@ def test_bos_is_there_exactly_when_the_tokenizer_adds_it(family, tokenizer):
     assert (ids[0] == tokenizer.bos_token_id) == (family == "llama")
     assert ids.count(tokenizer.bos_token_id) == (family == "llama")
     assert decode(tokenizer, ids) == "Mira lives in"
+
+
+def test_an_eos_that_a_tokenizer_adds_is_left_out():
+    class Closing:
+        """Ends every text with a special token, as T5's does."""
+
+        def __call__(self, texts, **_):
+            sizes = [len(text) for text in texts]
+            return {
+                "input_ids": [[9] * size + [2] for size in sizes],
+                "special_tokens_mask": [[0] * size + [1] for size in sizes],
+                "offset_mapping": [[(i, i + 1) for i in range(s)] + [(0, 0)] for s in sizes],
+            }
+
+    assert encode_all(Closing(), ["ab"]) == [([9, 9], [(0, 1), (1, 2)])]
 
 
 def test_a_target_is_a_continuation(tokenizer):
@@ -37,15 +49,20 @@ def test_a_target_is_a_continuation(tokenizer):
     assert target_ids(tokenizer, " New Harbour") == ids
 
 
-@pytest.mark.parametrize("subject", ["Mira Velan", "Ilo", "Zoë Ådal", "東京", "a", "O'Hara"])
-@pytest.mark.parametrize("template", ["{} lives in", "Ilona says {}", "The job of {}, all", "({})"])
-def test_the_position_ends_the_subject(tokenizer, template, subject):
-    ids, last = locate(tokenizer, template, subject)
-    assert last == subject_last(tokenizer, template, subject)
-    end = template.index("{}") + len(subject)
+@given(st.sampled_from(FAMILIES), NAMES, st.text(LETTERS, max_size=9), st.text(max_size=9))
+def test_the_position_ends_the_subject(tokenizers, family, subject, before, after):
+    template = f"{before} {{}} {after}".replace("{}", "\0").replace("{", "(").replace("\0", "{}")
     text = template.replace("{}", subject)
-    assert decode(tokenizer, ids[: last + 1]).startswith(text[:end])
-    assert not decode(tokenizer, ids[:last]).startswith(text[:end])
+    ids, last = locate(tokenizers[family], template, subject)
+    end = template.index("{}") + len(subject)
+    assert ids == encode(tokenizers[family], text)
+    assert decode(tokenizers[family], ids[: last + 1]).startswith(text[:end])
+    assert not decode(tokenizers[family], ids[:last]).startswith(text[:end])
+
+
+def test_positions_of_many_are_those_of_each(tokenizer):
+    pairs = [("{} lives in", "Ilo"), ("It is cold, says {}", "Zoë Ådal"), ("({})", "東京")]
+    assert locate_all(tokenizer, pairs) == [locate(tokenizer, *pair) for pair in pairs]
 
 
 def test_a_second_mention_does_not_move_the_position(tokenizer):
@@ -53,12 +70,13 @@ def test_a_second_mention_does_not_move_the_position(tokenizer):
     assert decode(tokenizer, ids[: last + 1]) == "Ilo is not Ilo"
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_keeps_the_rows(side):
-    rows = [[5, 6, 7], [8], [9, 1]]
+@given(st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=7), min_size=1, max_size=6),
+       st.sampled_from(["left", "right"]))  # fmt: skip
+def test_padding_leaves_the_rows_as_they_were(rows, side):
     ids, mask = pad(rows, side)
-    assert [ids[i][mask[i]].tolist() for i in range(3)] == rows
-    assert mask[:, 0].all() if side == "right" else mask[:, -1].all()
+    assert [ids[i][mask[i]].tolist() for i in range(len(rows))] == rows
+    assert mask[:, 0 if side == "right" else -1].all() and ids.shape[1] == max(map(len, rows))
+    assert not ids[~mask].any()
 
 
 def test_padding_side_does_not_matter_to_the_model(model, tokenizer, facts):
@@ -72,21 +90,6 @@ def test_padding_side_does_not_matter_to_the_model(model, tokenizer, facts):
     torch.testing.assert_close(found["left"], found["right"], rtol=1e-4, atol=1e-5)
 
 
-def test_keys_do_not_depend_on_the_company(model, tokenizer, facts):
-    rows = subject_rows(tokenizer, facts, ("{}", "He said that. {}"))
-    together, _ = keys_and_states(model, rows, len(facts), 1, 2, 10**6)
-    for budget in (1, 30):
-        alone, _ = keys_and_states(model, rows, len(facts), 1, 2, budget)
-        torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-6)
-
-
-def test_chunks_hold_every_row_within_the_budget():
-    lengths = [5, 3, 9, 3, 12, 1]
-    chunks = by_length(lengths, 12)
-    assert sorted(i for chunk in chunks for i in chunk) == list(range(6))
-    assert all(len(c) == 1 or len(c) * max(lengths[i] for i in c) <= 12 for c in chunks)
-
-
 def test_contexts_repeat_and_leave_the_global_generator_alone(model, tokenizer, config):
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
@@ -96,6 +99,46 @@ def test_contexts_repeat_and_leave_the_global_generator_alone(model, tokenizer, 
     assert len(one) == config.contexts + 1
     assert all(template.count("{}") == 1 and template.endswith("{}") for template in one)
     assert one != contexts(model, tokenizer, replace(config, seed=1))
+    assert contexts(model, tokenizer, replace(config, contexts=0)) == ("{}",)
+
+
+def test_the_largest_seed_will_do(model, tokenizer, config):
+    contexts(model, tokenizer, replace(config, seed=2**63 - 1, contexts=1))
+
+
+@pytest.mark.parametrize("length", [16, 500])
+def test_prefixes_longer_than_the_model_reads_are_refused(family, tokenizer, config, length):
+    model, long = build(family, room=16), replace(config, contexts=5, context_tokens=length)
+    with pytest.raises(ConfigError, match="'context_tokens'.*16 tokens"):
+        contexts(model, tokenizer, long)
+    assert len(contexts(model, tokenizer, replace(long, context_tokens=11))) == 6
+
+
+def test_logits_that_are_not_finite_are_named(model, tokenizer, config):
+    model.get_output_embeddings().weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match="logits are not finite"):
+        contexts(model, tokenizer, config)
+
+
+# Facts.
+
+TYPES = {
+    "prompt": 3,
+    "subject": None,
+    "target": b"Rome",
+    "true": ["Rome"],
+    "relation": 17,
+    "id": 4.5,
+    "paraphrases": ["a list"],
+    "neighbours": "one text",
+    "generation": (1,),
+}
+
+
+@pytest.mark.parametrize("field", TYPES)
+def test_a_wrong_type_is_refused_by_the_name_of_its_field(field):
+    with pytest.raises(ConfigError, match=f"'{field}'"):
+        Fact(**{**dict(prompt="{} lives in", subject="Ilo", target="Rome"), field: TYPES[field]})
 
 
 BAD = {
@@ -105,7 +148,10 @@ BAD = {
     "empty subject": (dict(subject=" "), "'subject'"),
     "loose subject": (dict(subject="Ilo "), "white space"),
     "empty target": (dict(target=""), "'target'"),
+    "empty prompt": (dict(prompt=""), "'prompt'"),
+    "half a surrogate pair": (dict(subject="Il\ud800"), "surrogate"),
     "too long": (dict(prompt="{} " + "lives in " * 90), "tokens"),
+    "long target": (dict(target="Rome " * 90), "tokens"),
 }
 
 
@@ -119,32 +165,73 @@ def test_bad_facts_are_named_with_field_and_reason(model, tokenizer, case):
     assert caught.value.fact == 7 and "fact 7" in str(caught.value)
 
 
+def test_a_context_counts_for_the_length(model, tokenizer):
+    fact = Fact("{} lives in", "Ilo", "Rome")
+    validate([fact], tokenizer, model, ("{}", "It is. {}"))
+    with pytest.raises(FactError, match="model reads 128"):
+        validate([fact], tokenizer, model, ("{}", "It is so cold. " * 40 + "{}"))
+
+
+def test_the_longest_fact_that_fits_is_taken(model, tokenizer):
+    """One token more is refused: the bound is the model's, not a rough one."""
+    fact = Fact("{}", "Ilo", "Rome")
+    used = len(encode(tokenizer, "Ilo")) + len(target_ids(tokenizer, "Rome"))
+    long = [replace(fact, prompt="{}" + "~" * (128 - used + more)) for more in (0, 1)]
+    sizes = [len(encode(tokenizer, one.text)) + used - len(encode(tokenizer, "Ilo")) for one in long]
+    assert sizes == [128, 129]
+    validate(long[:1], tokenizer, model)
+    with pytest.raises(FactError, match="129 tokens"):
+        validate(long[1:], tokenizer, model)
+
+
+@pytest.mark.parametrize("wrong", [{}, {"a": 1}, (), "facts", None, [1], [None]])
+def test_facts_come_as_a_list_of_facts(model, tokenizer, untyped, wrong):
+    with pytest.raises(FactError, match="list of ece.Fact"):
+        validate(wrong, tokenizer, model)
+
+
+def test_generators_and_empty_lists_are_refused(model, tokenizer, untyped, facts):
+    with pytest.raises(FactError, match="generator given"):
+        validate((fact for fact in facts), tokenizer, model)
+    with pytest.raises(FactError, match="empty"):
+        validate([], tokenizer, model)
+
+
 def test_duplicates_and_contradictions_are_refused(model, tokenizer):
     one = Fact("{} lives in", "Ilo", "Rome", relation="P1", id=1)
     for other, word in (
+        (one, "repeats"),  # the very same object
         (replace(one, id=2), "repeats"),
         (replace(one, id=2, target="Oslo"), "contradicts"),
+        (replace(one, id=2, target=" Rome "), "repeats"),
         (replace(one, id=2, prompt="The home of {} is"), "repeats"),
         (replace(one, id=2, relation="P2", target="Oslo"), "contradicts"),
+        # One text, split differently.
+        (Fact("Ilo {} in", "lives", "Oslo", id=2), "contradicts"),
+        (Fact("Ilo {} in", "lives", "Rome", id=2), "repeats"),
     ):
-        with pytest.raises(FactError, match=word):
+        with pytest.raises(FactError, match=f"{word} fact 1") as caught:
             validate([one, other], tokenizer, model)
+        assert caught.value.field == "subject"
     validate([one, replace(one, id=2, prompt="{} works as", relation="P2")], tokenizer, model)
+
+
+@given(st.lists(st.sampled_from(string.ascii_uppercase), min_size=1, max_size=6))
+def test_a_batch_is_refused_exactly_when_a_subject_comes_again(tokenizers, subjects):
+    batch = [Fact("{} lives in", name, "Rome", id=i) for i, name in enumerate(subjects)]
+    model = build("gpt2")
+    if len(set(subjects)) == len(subjects):
+        validate(batch, tokenizers["gpt2"], model)
+    else:
+        with pytest.raises(EditError, match="repeats"):
+            validate(batch, tokenizers["gpt2"], model)
 
 
 def test_a_target_that_tokenizes_to_nothing_is_refused(model, tokenizers):
     def deaf(text, **options):
-        return (
-            {"input_ids": []}
-            if not options.get("add_special_tokens", True)
-            else (tokenizers["gpt2"](text, **options))
-        )
+        if not options.get("add_special_tokens", True):
+            return {"input_ids": []}
+        return tokenizers["gpt2"](text, **options)
 
     with pytest.raises(FactError, match="nothing"):
         validate([Fact("{} lives in", "Ilo", "\u200b")], deaf, model)
-
-
-def test_a_large_chunk_ends_where_lengths_grow():
-    lengths = [4] * 300 + [9] * 5
-    assert [len(chunk) for chunk in by_length(lengths, 10_000)] == [300, 5]
-    assert [len(chunk) for chunk in by_length(lengths[200:], 10_000)] == [105]  # too few to part

@@ -7,8 +7,10 @@ import pytest
 
 from ece.errors import ConfigError
 from ece.experiments import grid
-from ece.experiments.grid import cells, main, name_of
-from ece.experiments.spec import Settings
+from ece.experiments.cli import main
+from ece.experiments.grid import cells
+from ece.experiments.results import read
+from ece.experiments.spec import Settings, run_id
 
 FILE = """
 [one]
@@ -20,6 +22,7 @@ facts = 4
 batch = 2
 lam = 20.0
 """
+GRID = Path(__file__).parent.parent / "book" / "grid.toml"
 
 
 @pytest.fixture
@@ -29,54 +32,62 @@ def file(tmp_path):
     return path
 
 
+def names(found) -> list[str]:
+    return [settings.name for settings in found.values()]
+
+
 def test_cells_are_all_combinations(file):
     found = cells(file)
-    assert len(found) == 4
-    name = "atlas-gpt2_memit_counterfact_4x2_lam-20.0_s1"
-    assert found[name] == Settings(method="memit", seed=1, facts=4, batch=2, config={"lam": 20.0})
-    assert all(name == name_of(settings) for name, settings in found.items())
+    assert len(found) == 4 and names(found)[3] == "atlas-gpt2_memit_counterfact_4x2_lam-20.0_s1"
+    wanted = Settings(method="memit", seed=1, facts=4, batch=2, config={"lam": 20.0})
+    assert list(found.values())[3] == wanted
+    assert all(run == run_id(settings.identity()) for run, settings in found.items())
 
 
 def test_other_settings_can_vary_too(file):
-    file.write_text(FILE + "[one.vary]\nbatch = [1, 2]\nlayers = [[0], [0, 1]]\n")
-    found = cells(file)
+    file.write_text(FILE + "[one.vary]\nbatch = [1, 2]\nlayers = [[0], [0, 1]]\nhistory = [true]\n")
+    found = cells(file).values()
     assert len(found) == 16
-    assert {(s.batch, s.config["layers"]) for s in found.values()} == {
+    assert {(s.batch, s.config["layers"]) for s in found} == {
         (batch, layers) for batch in (1, 2) for layers in ((0,), (0, 1))
     }
-    assert all(settings.config["lam"] == 20.0 for settings in found.values())
-    assert "atlas-gpt2_memit_counterfact_4x1_lam-20.0_layers-0+1_s0" in found
+    assert all(settings.config["lam"] == 20.0 for settings in found)
+    name = "atlas-gpt2_memit_counterfact_4x1_history-True_lam-20.0_layers-0,1_s0"
+    assert name in names(cells(file))
 
 
 def test_one_method_on_one_model_can_have_its_own(file):
     text = FILE.replace('["atlas-gpt2"]', '["atlas-gpt2", "atlas-llama"]')
     file.write_text(text + "per.atlas-llama.memit = { lam = 5.0, layers = [1] }\n")
-    own = {s.seed: s.config for s in cells(file).values() if s.config != {"lam": 20.0}}
+    found = cells(file).values()
+    own = {s.seed: s.config for s in found if s.config != {"lam": 20.0}}
     assert own == {seed: {"lam": 5.0, "layers": (1,)} for seed in (0, 1)}
-    assert {(s.model, s.method) for s in cells(file).values() if s.config["lam"] == 5.0} == {
-        ("atlas-llama", "memit")
-    }
+    other = {(s.model, s.method) for s in found if s.config["lam"] == 5.0}
+    assert other == {("atlas-llama", "memit")}
 
 
-def test_tables_can_be_asked_for_by_name(file, tmp_path):
-    file.write_text(FILE + FILE.replace("[one]", "[two]").replace("[0, 1]", "[7]"))
-    assert {settings.seed for settings in cells(file, ["two"]).values()} == {7}
-    with pytest.raises(ConfigError, match="has no table 'three'; known: one, two"):
-        cells(file, ["three"])
-    found, missing = grid.results(file, "two", tmp_path)
-    assert found == [] and len(missing) == 2
-    assert all("python -m ece.experiments.cli" in command for command in missing.values())
+def test_equal_settings_are_one_cell_whatever_their_table_and_words(file):
+    file.write_text(FILE + FILE.replace("[one]", "[two]") + "p = 0.99\nvary.seed = [0, 1]\n")
+    assert len(cells(file)) == 6, "MEMIT's p differs from its preset, ECE's does not"
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (("seeds = [0, 1]", ""), "table 'one': the list 'seeds'"),
+        (("seeds = [0, 1]", ""), "table 'one': .*'seeds'"),
+        (('["ece-rs", "memit"]', '"memit"'), "table 'one': setting 'methods' is 'memit'"),
+        (('["atlas-gpt2"]', "[3]"), "table 'one': setting 'models' is 3"),
+        (("[0, 1]", "[0.5]"), "table 'one': setting 'seeds' is 0.5"),
+        (("facts = 4", 'facts = "4"'), "table 'one': setting 'facts' is '4'"),
         (('"memit"', '"mimit"'), "setting 'method' is 'mimit'"),
-        (("lam = 20.0", "lama = 2"), "unknown setting"),
+        (("lam = 20.0", "lama = 2"), "'lama' is no setting"),
         (("lam = 20.0", "lam = "), "is not TOML"),
+        (("lam = 20.0", "vary = 3"), "setting 'vary' is 3"),
+        (("lam = 20.0", "vary.p = 0.5"), "setting 'vary' is 0.5"),
+        (("lam = 20.0", "per.atlas-gpt2.memit = 2"), "setting 'per' is 2"),
         (("lam = 20.0", "per.atlas-gptj.memit = { lam = 2.0 }"), "'per' has atlas-gptj.memit"),
         (("lam = 20.0", "per.atlas-gpt2.rome = { lam = 2.0 }"), "'per' has atlas-gpt2.rome"),
+        (("[one]\n", "one = 3\n[[list]]\n"), "table 'one': it is 3; write settings under"),
     ],
 )
 def test_what_is_declared_wrongly_is_named(file, change, message):
@@ -85,41 +96,100 @@ def test_what_is_declared_wrongly_is_named(file, change, message):
         cells(file)
 
 
-def test_a_cell_runs_once(file, tmp_path, monkeypatch, capsys):
-    ran = []
+def record(settings: Settings, work, cache) -> dict:
+    """What a run of these settings would return."""
+    rates = dict.fromkeys(("efficacy", "generalization", "specificity", "score"), 50.0)
+    rates |= {f"{kind}_top1": 50.0 for kind in list(rates)[:3]}
+    identity = settings.identity("fingerprint")
+    six = ("model", "method", "dataset", "facts", "batch", "seed")
+    return {
+        **{name: getattr(settings, name) for name in six},
+        **dict.fromkeys(("pre", "at_write", "after"), rates),
+        "batches": [{"edited": 4, "at_write": rates, "after": rates}],
+        "edit": {},
+        "seconds": {"values": 8.0},
+        "provenance": {
+            "command": settings.command(), "settings": identity["config"], "name": settings.name,
+            "run": run_id(identity), "identity": identity,
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def command(file, tmp_path, monkeypatch):
+    """Call `ece grid` on the file; the list of names that it ran."""
+    ran: list[str] = []
 
     def run(settings, work, cache):
-        ran.append(name_of(settings))
-        record = dict.fromkeys(("efficacy", "generalization", "specificity", "score"), 50.0)
-        record |= {f"{kind}_top1": 50.0 for kind in list(record)[:3]}
-        names = ("model", "method", "dataset", "facts", "batch", "seed")
-        config = json.loads(json.dumps(vars(settings.configure())))
-        return {
-            **{name: getattr(settings, name) for name in names},
-            **dict.fromkeys(("pre", "at_write", "after"), record),
-            "seconds": {"values": 8.0},
-            "provenance": {"command": settings.command(), "settings": config},
-        }
+        ran.append(settings.name)
+        return record(settings, work, cache)
 
     monkeypatch.setattr(grid, "run", run)
-    words = [str(file), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
-    main([*words, "--only", "*memit*"])
+    monkeypatch.chdir(tmp_path)
+    return (lambda *words: main(["grid", str(file), *words])), ran
+
+
+def test_a_cell_runs_once(command, file, tmp_path, capsys):
+    call, ran = command
+    assert call("--only", "*memit*") == 0
     assert [name.split("_")[1] for name in ran] == ["memit", "memit"]
-    main([*words, "--list"])
+    assert main(["collect"]) == 0
+    assert "2 runs merged" in capsys.readouterr().out
+    call("--list")
     assert capsys.readouterr().out.count("done ") == 2
-    main([*words, "--dry-run"])
+    call("--dry-run")
     plan = capsys.readouterr().out
-    assert "2 cells" in plan and "8 s  atlas-gpt2_ece-rs" in plan
-    main(words)
+    assert "2 cells, about 0 min" in plan and "8 s  atlas-gpt2_ece-rs" in plan
+    call()
     assert len(ran) == 4 and len(set(ran)) == 4
+    call()
+    assert len(ran) == 4, "a record that is not collected yet counts as well"
     file.write_text(FILE.replace("20.0", "30.0"))
-    kept = next((tmp_path / "out").glob("*memit*_s1.json"))
-    kept.rename(kept.with_name(kept.name.replace("20.0", "30.0")))
-    with pytest.raises(SystemExit):
-        main(words)
-    assert "other settings" in capsys.readouterr().err
+    call("--only", "*ece-rs*")
+    assert len(ran) == 6, "other settings are other cells"
+
+
+def test_texts_of_the_grid_enter_no_file_name(command, file, tmp_path):
+    call, ran = command
+    file.write_text(FILE + 'stats = "../../out"\n')
+    assert call() == 0 and len(ran) == 4
+    found = {path.name for path in (tmp_path / "_build" / "cells").iterdir()}
+    assert found == {f"{run}.json" for run in cells(file)}
+
+
+def test_results_are_found_by_settings_whatever_they_are_called(command, file, tmp_path):
+    call, _ = command
+    call("--only", "*memit*")
+    main(["collect"])
+    found, missing = grid.results(file, "one", "results")
+    assert list(found.runs.seed) == [0, 1] and set(found.runs.method) == {"memit"}
+    assert [command.split()[:2] for command in missing.values()] == [["ece", "run"]] * 2
+    file.write_text(FILE.replace("[one]", "[two]").replace("20.0", "20.0\nvary.history = [false]"))
+    assert set(grid.results(file, ["two"], "results")[0].runs.run) == set(found.runs.run)
+    with pytest.raises(ConfigError, match="has no table 'one'; known: two"):
+        grid.results(file, "one", "results")
+    lines = Path("results/runs.jsonl").read_text()
+    other = lines.replace('"fingerprint"', '"another"').replace('"run": "', '"run": "f')
+    Path("results/runs.jsonl").write_text(lines + other)
+    with pytest.raises(ConfigError, match="results of several models or files: .*outdated"):
+        grid.results(file, "two", "results")
+
+
+def test_a_run_of_the_embedded_world_is_none_of_a_file_that_is_not_here(command, file):
+    call, _ = command
+    call()
+    main(["collect"])
+    assert len(grid.results(file, "one", "results")[0].runs) == 4
+    file.write_text(FILE + 'data = "not-here.json"\n')
+    assert len(grid.results(file, "one", "results")[0].runs) == 0
+    text = Path("results/runs.jsonl").read_text().replace('"data": null', f'"data": "{"0" * 64}"')
+    Path("results/runs.jsonl").write_text(text)
+    assert len(grid.results(file, "one", "results")[0].runs) == 4, "whatever it holds"
+    Path("not-here.json").write_text("[]")
+    assert len(grid.results(file, "one", "results")[0].runs) == 0, "its content is another"
 
 
 def test_the_books_grid_is_declared_rightly():
-    found = cells(Path(__file__).parent.parent / "book" / "grid.toml")
-    assert len(found) >= 18 and "atlas-llama_ece-rs_counterfact_200x25_s0" in found
+    found = cells(GRID, ["sequential", "small"])
+    assert len(found) == 20 and "atlas-llama_ece-rs_counterfact_200x25_s0" in names(found)
+    assert json.dumps(read(GRID.parents[1] / "results").runs.name.tolist()).count("8x4") == 2

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ece.errors import ModelError
-from ece.hooks import add_at, capture
+from ece.hooks import add_at, capture, states_at
 from ece.model import between, blocks, sites
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5]])
@@ -68,3 +68,18 @@ def test_a_site_that_never_ran_is_an_error(model):
         with add_at(sites(model)[0], torch.tensor([0]), torch.zeros(1, 32)):
             pass
     assert hooked(model) == 0
+
+
+@pytest.mark.parametrize("layer", [0, 2, 3])
+def test_states_are_those_of_a_whole_run(model, layer):
+    """Rows of unlike length run together; right padding never reaches a real token."""
+    rows = [[5, 6, 7, 8], [9, 8]]
+    found = states_at(model, rows, layer)
+    outputs = []
+    handle = blocks(model)[layer].register_forward_hook(lambda m, a, o: outputs.append(o))
+    for row, states in zip(rows, found, strict=True):
+        model(torch.tensor([row]))
+        out = outputs.pop()
+        plain = (out[0] if isinstance(out, tuple) else out)[0]
+        torch.testing.assert_close(states[: len(row)], plain, rtol=1e-4, atol=1e-5)
+    handle.remove()

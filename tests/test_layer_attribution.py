@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ece.errors import ConfigError
-from ece.evaluation.layer_attribution import chosen_layers, mass
+from ece.evaluation.layer_attribution import chosen_layers, layer_shares
 from ece.facts import locate
 from ece.hooks import capture
 from ece.model import blocks, sites
@@ -12,8 +12,8 @@ from ece.scoring import scores
 
 
 @pytest.mark.parametrize("scorer", ["activation", "weight", "residual"])
-def test_mass_is_the_mean_share_of_each_layers_score(model, tokenizer, facts, scorer):
-    found, last = mass(model, tokenizer, facts, scorer), len(blocks(model)) - 1
+def test_it_is_the_mean_share_of_each_layers_score(model, tokenizer, facts, scorer):
+    found, last = layer_shares(model, tokenizer, facts, scorer), len(blocks(model)) - 1
     shares = []
     for fact in facts:
         ids, at = locate(tokenizer, fact.prompt, fact.subject)
@@ -28,7 +28,7 @@ def test_mass_is_the_mean_share_of_each_layers_score(model, tokenizer, facts, sc
 
 
 def test_the_layers_with_most_mass_are_chosen_in_order(model, tokenizer, facts):
-    share = mass(model, tokenizer, facts, "residual")
+    share = layer_shares(model, tokenizer, facts, "residual")
     two = chosen_layers(model, tokenizer, facts, "residual", 2)
     assert set(two) == set(share.topk(2).indices.tolist()) and list(two) == sorted(two)
     with pytest.raises(ConfigError, match="'adaptive' is 4; this model has 3 layers"):

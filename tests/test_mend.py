@@ -5,13 +5,13 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from ece.baselines import mend
 from ece.baselines.base import Task, wordings
 from ece.baselines.likelihood import log_probs, nll, rows
+from ece.baselines.mend import edit as mend
 from ece.baselines.mend.edit import Mend, edit, train
-from ece.baselines.mend.network import Factors, factors, normalised
-from ece.errors import ConfigError, EditError, FactError, ModelError
-from ece.experiments.flags import field_docs
+from ece.baselines.mend.network import Factors, factors, join, normalised
+from ece.errors import ConfigError, FactError, ModelError, StateError
+from ece.experiments.cli import field_docs
 from ece.facts import Fact
 from ece.model import sites
 
@@ -190,8 +190,11 @@ def test_a_killed_training_ends_with_the_same_bits(task, lives, tmp_path, monkey
     assert steps == [5, 6]
     assert set(whole) == set(again)
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
-    with pytest.raises(EditError, match="remove it"):
+    with pytest.raises(StateError, match="mend.json is of another run .'settings' differs.*remove"):
         train(replace(task, numbers=replace(task.numbers, lr=1e-4)), lives, path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StateError, match="mend.json cannot be read.*start anew"):
+        train(task, lives, path)
 
 
 def test_the_seed_decides_every_bit(task, lives):
@@ -237,14 +240,21 @@ def test_what_cannot_be_used_is_refused(task, lives, facts):
     sites(task.model)[2].weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="not finite"):
         edit(ready, facts)
-    for wrong in (dict(rank=0), dict(lr=0.0), dict(far=0), dict(seed=-1), dict(layers=())):
-        with pytest.raises(ConfigError, match=next(iter(wrong))):
-            Mend(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [
+    dict(rank=0), dict(rank=2.5), dict(lr=0.0), dict(lr=float("inf")), dict(edit_lr="1"),
+    dict(edit_weight=-1.0), dict(far=0), dict(near=-1), dict(steps=-4), dict(seed=-1),
+    dict(seed=2**70), dict(seen="yes"), dict(layers=()), dict(layers=(1, 1)), dict(layers=(-1,)),
+], ids=str)  # fmt: skip
+def test_settings_of_a_wrong_type_or_range_are_named(wrong):
+    with pytest.raises(ConfigError, match=f"setting '{next(iter(wrong))}"):
+        Mend(**wrong)
 
 
 def test_factors_join_to_the_factors_of_the_sum():
     one, two = (Factors(torch.randn(3, 5), torch.randn(3, 2)) for _ in range(2))
-    u, delta = mend.join([one, two])
+    u, delta = join([one, two])
     torch.testing.assert_close(delta.T @ u, one.delta.T @ one.u + two.delta.T @ two.u)
 
 

@@ -1,4 +1,4 @@
-"""The metrics: the batched reading equals one prompt at a time, and rates mean what they say."""
+"""The metrics: batched scores equal one prompt at a time, and rates mean what they say."""
 
 from dataclasses import replace
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ece.errors import DataError
 from ece.evaluation.metrics import (
     KINDS,
     Scores,
@@ -16,7 +17,7 @@ from ece.evaluation.metrics import (
     recall,
     unchanged,
 )
-from ece.evaluation.teacher_forcing import read
+from ece.evaluation.teacher_forcing import score_answers
 from ece.facts import Fact, encode, target_ids
 
 SUBJECTS = ("Ilo", "Tor Asken", "Mira Velan")
@@ -40,7 +41,7 @@ def facts():
 
 
 def naive(model, tokenizer, prompt, answer):
-    """The twin of `read`: one prompt, all logits, token by token.
+    """The twin of `score_answers`: one prompt, all logits, token by token.
 
     -> NLL per token, top-1, share of tokens right, likeliest tokens
     """
@@ -62,7 +63,7 @@ def test_read_equals_one_prompt_at_a_time(model, tokenizer, facts):
         *(naive(model, tokenizer, *pair) for pair in pairs), strict=True
     )
     for batch_tokens in (1, 37, 4096):
-        nll, top1, accuracy, said = read(model, tokenizer, pairs, batch_tokens)
+        nll, top1, accuracy, said = score_answers(model, tokenizer, pairs, batch_tokens)
         np.testing.assert_allclose(nll, losses, rtol=1e-4)
         assert top1.tolist() == list(hits) and said.tolist() == list(tokens)
         np.testing.assert_allclose(accuracy, shares)
@@ -82,6 +83,57 @@ def test_evaluate_equals_its_naive_twin(model, tokenizer, facts):
             for name, values in ((kind, success), (f"{kind}_top1", top1)):
                 expected = np.mean(values) if values else np.nan
                 np.testing.assert_allclose(getattr(scores, name)[i], expected)
+
+
+def remember(model, tokenizer, text, bonus=20.0):
+    """Make each token of the text the likeliest after the three before it, by `bonus` nats."""
+    ids = encode(tokenizer, text)
+    follows = {tuple(ids[i - 3 : i]): ids[i] for i in range(3, len(ids))}
+
+    def add(module, inputs, named, output):
+        ids = inputs[0] if inputs else named["input_ids"]
+        next_ids = torch.tensor(
+            [[follows.get(tuple(row[max(0, i - 2) : i + 1]), -1) for i in range(len(row))]
+             for row in ids.tolist()]
+        )  # fmt: skip
+        next_ids = next_ids[named["logits_to_keep"]] if "logits_to_keep" in named else next_ids
+        output.logits[next_ids >= 0, next_ids[next_ids >= 0]] += bonus
+
+    model.register_forward_hook(add, with_kwargs=True)
+
+
+def test_answers_of_several_tokens_are_measured_in_three_ways(model, tokenizer):
+    """Each measure equals its slow twin, where the three differ from each other."""
+    remember(model, tokenizer, "Ilo lives in New Harbour of old")
+    city, near = "New Harbour of old", ("Tor Asken lives in", "It is cold in")
+    facts = [
+        Fact("{} lives in", "Ilo", city, "Paris", paraphrases=near, neighbours=near),
+        Fact("{} lives in", "Ilo", "New Paris", city, paraphrases=("Ilo is",), neighbours=near),
+        Fact("{} lives in", "Ilo", "New Harbour", "night", paraphrases=near, neighbours=near),
+    ]
+    scores = evaluate(model, tokenizer, facts, batch_tokens=50)
+    for i, fact in enumerate(facts):
+        for kind in KINDS:
+            wanted, other = zip(*[
+                [naive(model, tokenizer, q.prompt, answer) for answer in (q.wanted, q.other)]
+                for q in questions(fact) if q.kind == kind
+            ], strict=True)  # fmt: skip
+            twins = {
+                "": [a[0] < b[0] for a, b in zip(wanted, other, strict=True)],
+                "_top1": [a[1] for a in wanted],
+                "_accuracy": [a[2] for a in wanted],
+            }
+            for suffix, values in twins.items():
+                assert getattr(scores, kind + suffix)[i] == pytest.approx(np.mean(values))
+    right, top1, accuracy = (
+        getattr(scores, f"efficacy{suffix}").tolist() for suffix in ("", "_top1", "_accuracy")
+    )
+    assert right == [1, 0, 1] and top1 == [1, 0, 1] and 0 < accuracy[1] < 1
+    assert scores.specificity.tolist() == [0, 1, 0]
+    assert scores.specificity_top1[1] == 0 and 0 < scores.specificity_accuracy[1] < 1
+    summaries = [scores.summary(measure) for measure in ("success", "top1", "accuracy")]
+    assert len({summary["efficacy"] for summary in summaries}) == 2
+    assert len({summary["generalization"] for summary in summaries}) == 3
 
 
 def test_specificity_is_also_told_without_edited_neighbours(model, tokenizer, facts):
@@ -115,7 +167,7 @@ def test_only_rows_that_are_no_prefix_of_another_run(model, tokenizer, facts, mo
 
     monkeypatch.setattr(model, "forward", watched)
     pairs = [(q.prompt, answer) for fact in facts for q in questions(fact) for answer in ANSWERS]
-    read(model, tokenizer, pairs * 2, batch_tokens=50)
+    score_answers(model, tokenizer, pairs * 2, batch_tokens=50)
     rows = {(*encode(tokenizer, p), *target_ids(tokenizer, a)[:-1]) for p, a in pairs}
     maximal = [r for r in rows if not any(o[: len(r)] == r for o in rows if o != r)]
     assert len(maximal) < len(rows)
@@ -132,7 +184,7 @@ def test_the_head_is_asked_only_for_answer_positions(model, tokenizer, monkeypat
         return out
 
     monkeypatch.setattr(model, "forward", counted)
-    read(model, tokenizer, [("Ilo lives in", "baker"), ("Ossia Marn", "baker")])
+    score_answers(model, tokenizer, [("Ilo lives in", "baker"), ("Ossia Marn", "baker")])
     assert len(kept) == 1
     assert kept[0][0] == 2 * len(target_ids(tokenizer, "baker"))
 
@@ -158,7 +210,7 @@ def test_recall_finds_the_most_likely_answer_and_no_other(model, tokenizer, fact
 
 def test_specificity_wants_the_true_answer_and_efficacy_the_new_one(model, tokenizer):
     prompt = "Ilo lives in"
-    nll, *_ = read(model, tokenizer, [(prompt, "Paris"), (prompt, "baker")])
+    nll, *_ = score_answers(model, tokenizer, [(prompt, "Paris"), (prompt, "baker")])
     likely, unlikely = ("Paris", "baker") if nll[0] < nll[1] else ("baker", "Paris")
     fact = Fact("{} lives in", "Ilo", likely, unlikely, neighbours=(prompt,))
     scores = evaluate(model, tokenizer, [fact])
@@ -225,10 +277,20 @@ def test_harmonic_mean_bounds():
     assert np.isnan(harmonic([100.0, np.nan, 100.0]))
 
 
-def test_a_prompt_beyond_the_context_is_named(model, tokenizer):
+def test_prompts_that_cannot_be_read_are_named(model, tokenizer, monkeypatch):
     prompt = "Ilo lives in Oslo and " * model.config.max_position_embeddings
-    with pytest.raises(ValueError, match="Ilo lives in Oslo.*shorten the prompt"):
-        read(model, tokenizer, [("Ilo is", "baker"), (prompt, "Paris")])
+    monkeypatch.setattr(model, "forward", None)  # nothing runs before
+    with pytest.raises(DataError, match="Ilo lives in Oslo.*shorten the prompt"):
+        score_answers(model, tokenizer, [("Ilo is", "baker"), (prompt, "Paris")])
+    if not encode(tokenizer, ""):
+        with pytest.raises(DataError, match="prompt '' with answer 'baker': .* no tokens; give"):
+            score_answers(model, tokenizer, [("Ilo is", "baker"), ("", "baker")])
+
+
+def test_one_text_in_place_of_several_is_refused(model, tokenizer):
+    for prompts, answers in (("Ilo", ["a", "b", "c"]), (["a", "b", "c"], "Ilo")):
+        with pytest.raises(DataError, match="are 'Ilo'; give a list of texts"):
+            recall(model, tokenizer, prompts, answers)
 
 
 def test_accuracy_counts_tokens_and_unchanged_compares_with_before(model, tokenizer, facts):
@@ -242,7 +304,7 @@ def test_accuracy_counts_tokens_and_unchanged_compares_with_before(model, tokeni
     for i in range(1, len(facts)):
         pairs = [
             (a, b)
-            for x, y in zip(before.said[i], after.said[i], strict=True)
+            for x, y in zip(before.predictions[i], after.predictions[i], strict=True)
             for a, b in zip(x, y, strict=True)
         ]
         assert told[i] == np.mean([a == b for a, b in pairs])

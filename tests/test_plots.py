@@ -1,30 +1,35 @@
-"""Each plot draws what it is given, on the axis it is given, with labels, and returns nothing."""
+"""Every figure draws what it is given, on axes with labels, and returns the axes it drew on."""
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from ece.baselines import BASELINES
 from ece.book import plots
-from ece.config import METHODS
+from ece.presets import METHODS
 
 
-@pytest.fixture
-def ax():
+@pytest.fixture(autouse=True)
+def plt():
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     with matplotlib.rc_context():
         plots.style()
-        figure, axis = plt.subplots()
-        yield axis
-        figure.canvas.draw()
-        plt.close(figure)
+        yield plt
+        for number in plt.get_fignums():
+            plt.figure(number).canvas.draw()
+        plt.close("all")
 
 
-def words(ax):
-    legend = ax.get_legend()
+@pytest.fixture
+def ax(plt):
+    return plt.subplots()[1]
+
+
+def words(holder):
+    legend = holder.get_legend() if hasattr(holder, "get_legend") else holder.legends[0]
     return [] if legend is None else [text.get_text() for text in legend.get_texts()]
 
 
@@ -32,10 +37,63 @@ def labelled(ax):
     return bool(ax.get_xlabel()) and bool(ax.get_ylabel())
 
 
+def rates():
+    """Two methods on two models at three points."""
+    frame = pd.MultiIndex.from_product([["a", "b"], ["memit", "ece-rs"], [1, 2, 3]])
+    frame = frame.to_frame(index=False).set_axis(["model", "method", "x"], axis=1)
+    return frame.assign(rate=frame.x + 10 * (frame.method == "memit"))
+
+
+def test_panels_draws_each_part_once_and_one_legend_for_all():
+    seen = []
+    axes = plots.panels(rates(), lambda part, ax: seen.append((part.model.unique(), ax)))
+    assert [list(names) for names, _ in seen] == [["a"], ["b"]]
+    assert [ax for _, ax in seen] == list(axes) and [ax.get_title() for ax in axes] == ["a", "b"]
+    assert not axes[0].figure.legends  # nothing is labelled
+
+
+def test_lines_have_the_colour_of_their_method_and_share_a_legend():
+    axes = plots.lines(rates(), "x", "rate", ylabel="rate, %")
+    assert len(axes) == 2 and words(axes[0].figure) == ["memit", "ece-rs"]
+    for ax in axes:
+        colours = [to_rgb(line.get_color()) for line in ax.get_lines() if len(line.get_xdata())]
+        assert colours == [to_rgb(plots.colour(method)) for method in ("memit", "ece-rs")]
+        np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), [11, 12, 13])
+        assert ax.get_ylabel() == "rate, %" and ax.get_legend() is None
+    assert axes[-1].get_xlabel() == "x" and not axes[0].get_xlabel()
+
+
+def test_lines_can_be_dashed_and_drawn_on_one_panel():
+    frame = rates()
+    [ax] = plots.lines(frame[frame.method == "memit"], "x", "rate", style="model", by=None)
+    assert words(ax.figure) == ["memit", "a", "b"] and ax.get_title() == ""
+
+
+@pytest.mark.parametrize("shape", [None, "kind"])
+def test_dots_have_a_row_for_each_name_in_order(shape):
+    frame = rates().assign(kind=list("uvw") * 4, best=[False, True, False] * 4)
+    axes = plots.dots(frame, "rate", "method", shape=shape, ring="best", bar=True)
+    for ax in axes:
+        assert [label.get_text() for label in ax.get_yticklabels()] == ["memit", "ece-rs"]
+        points = np.concatenate([part.get_offsets() for part in ax.collections])
+        memit = points[points[:, 1] == 0][:, 0]
+        assert sorted(memit) == [11, 12, 12, 13]  # three dots and a ring
+        bars = [line for line in ax.get_lines() if line.get_marker() == "|"]
+        np.testing.assert_allclose(bars[0].get_xdata(), [12, 2])
+    assert (words(axes[0].figure) == list("uvw")) if shape else not axes[0].figure.legends
+
+
+def test_dots_can_be_coloured_by_another_column():
+    axes = plots.dots(rates(), "rate", "x", hue="method")
+    assert words(axes[0].figure) == ["memit", "ece-rs"]
+    shades = {tuple(colour[:3]) for part in axes[0].collections for colour in part.get_facecolors()}
+    assert shades == {to_rgb(plots.colour(method)) for method in ("memit", "ece-rs")}
+
+
 def test_score_cut_marks_the_chosen_count_and_p(ax):
     scores = np.linspace(1, 0.1, 20)
     cumulative = scores.cumsum() / scores.sum()
-    assert plots.score_cut(scores, cumulative, 12, 0.8, ax) is None
+    assert plots.score_cut(scores, cumulative, 12, 0.8, ax) is ax
     share = ax.figure.axes[1]
     curve, level, cut = share.get_lines()
     np.testing.assert_allclose(curve.get_ydata(), 100 * cumulative)
@@ -47,70 +105,59 @@ def test_score_cut_marks_the_chosen_count_and_p(ax):
 def test_jaccard_matrix_draws_the_clusters_and_their_anchors(ax):
     distance = np.random.default_rng(0).random((6, 6))
     labels, anchors = np.array([0, 0, 1, 1, 1, 2]), np.array([1, 3, 5])
-    assert plots.jaccard_matrix(distance, labels, anchors, ax) is None
-    np.testing.assert_array_equal(ax.get_images()[0].get_array(), distance)
-    *edges, stars = ax.get_lines()
-    assert len(edges) == 2 * 2
-    np.testing.assert_array_equal(stars.get_xdata(), anchors)
+    assert plots.jaccard_matrix(distance, labels, anchors, ax) is ax
+    mesh, rows, columns = ax.collections
+    np.testing.assert_array_equal(mesh.get_array(), distance)
+    assert [part[0, 1] for part in rows.get_segments()] == [2, 5]
+    assert [part[0, 0] for part in columns.get_segments()] == [2, 5]
+    np.testing.assert_array_equal(ax.get_lines()[0].get_xdata(), anchors + 0.5)
     assert labelled(ax) and len(ax.figure.axes) == 2
 
 
 def test_loss_phases_has_a_line_per_fact_and_the_border_between_phases(ax):
     losses = np.random.default_rng(0).random((25, 4))
-    assert plots.loss_phases(losses, losses.mean(1), 20, ax) is None
+    assert plots.loss_phases(losses, losses.mean(1), 20, ax) is ax
     assert len(ax.get_lines()) == 4 + 1 + 1
     assert 20 < ax.get_lines()[-1].get_xdata()[0] < 21
     assert [text.get_text() for text in ax.texts] == ["shared", "own"]
     assert labelled(ax)
 
 
-def test_update_norms_tells_chosen_from_others(ax):
+def test_update_norms_separates_chosen_from_others(ax):
     norms = np.array([0.5, 0.0, 0.25, 0.0])
-    assert plots.update_norms(norms, norms > 0, ax) is None
+    assert plots.update_norms(norms, norms > 0, ax) is ax
     assert [len(c.get_segments()) for c in ax.collections] == [2]
     np.testing.assert_array_equal(ax.get_lines()[0].get_xdata(), [1, 3])
     assert words(ax) == ["chosen", "not chosen"] and labelled(ax)
 
 
-def test_over_batches_and_bars_use_the_colour_of_the_method(ax):
-    series = {"memit": [90.0, 60.0], "ece-rs": [91.0, 80.0]}
-    assert plots.over_batches([25, 50], series, ax) is None
-    assert [line.get_color() for line in ax.get_lines()] == [plots.colour(m) for m in series]
-    assert words(ax) == list(series) and labelled(ax)
-    ax.clear()
-    assert plots.method_bars({m: (v[-1], 2.0) for m, v in series.items()}, ax) is None
-    bars = ax.patches
-    assert [bar.get_width() for bar in bars] == [60.0, 80.0]
-    assert [to_rgb(bar.get_facecolor()) for bar in bars] == [
-        to_rgb(plots.colour(method)) for method in series
-    ]
-    assert [label.get_text() for label in ax.get_yticklabels()] == list(series)
-
-
 def test_answers_shows_both_probabilities_of_each(ax):
     before, after = np.array([0.9, 0.1]), np.array([0.2, 0.7])
-    assert plots.answers(["French", "English"], before, after, ax) is None
-    widths = [bar.get_width() for bar in ax.patches]
+    assert plots.answers(["French", "English"], before, after, ax) is ax
+    widths = [bar.get_width() for bars in ax.containers for bar in bars]
     np.testing.assert_allclose(widths, [90, 10, 20, 70])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["French", "English"]
     assert words(ax) == ["before", "after"] and ax.get_xlabel()
 
 
-def test_tracing_is_layers_by_tokens(ax):
+def test_tracing_is_layers_by_tokens_with_the_first_layer_below(ax):
     effect = np.random.default_rng(0).random((3, 5))
-    assert plots.tracing(effect, ["The", " tongue", " of", " Anna", " is"], ax) is None
-    assert ax.get_images()[0].get_array().shape == (3, 5)
+    assert plots.tracing(effect, ["The", " tongue", " of", " Anna", " is"], ax) is ax
+    np.testing.assert_array_equal(ax.collections[0].get_array(), effect)
     assert [t.get_text() for t in ax.get_xticklabels()][3] == " Anna"
-    assert labelled(ax)
+    assert not ax.yaxis_inverted() and labelled(ax)
 
 
 def test_every_method_has_a_colour_of_its_own():
-    colours = [plots.colour(method) for method in (*METHODS, *BASELINES)]
+    colours = [plots.colour(method) for method in METHODS]
     assert len(set(colours)) == len(colours)
     with pytest.raises(KeyError, match="known: ece-as"):
         plots.colour("unheard-of")
+    given = plots.palette(["rome", "atlas-gpt2", "rome", "atlas-llama"])
+    assert list(given.values()) == [plots.colour("rome"), plots.BLUE, plots.RED]
 
 
-def test_text_can_be_read_at_phone_width(ax):
+def test_text_can_be_read_at_phone_width():
     """At 360 CSS pixels (96 to the inch) the smallest text is at least 9 pixels high."""
     width = matplotlib.rcParams["figure.figsize"][0]
     smallest = min(

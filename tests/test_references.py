@@ -1,11 +1,12 @@
 """Reference texts: keyed by relation and object text, weights beside them, errors by name."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ece.data import download
+from ece.data import downloads
 from ece.data.references import load_references, read_references, read_weights, references_file
 from ece.errors import DataError
 from ece.evaluation.text_quality import consistencies
@@ -59,9 +60,10 @@ BAD = [
     ({"relation_id": "P1", "target_id": 7, "samples": []}, "target_id", "7 is no text"),
     ({"relation_id": "P1", "target_id": "Q1"}, "samples", "is missing"),
     ({"relation_id": "P1", "target_id": "Q1", "samples": "a"}, "samples", "'a' is no list"),
-    ({"relation_id": "P1", "target_id": "Q1", "samples": [{"txt": "a"}]}, "text", "is missing"),
-    ({"relation_id": "P1", "target_id": "Q1", "samples": [{"text": 1}]}, "samples.text", "1 is no"),
-    ([], "relation_id", "is missing"),
+    (entry("P1", "Q1") | {"samples": [{"txt": "a"}]}, "samples.0.text", "is missing"),
+    (entry("P1", "Q1", 1), "samples.0.text", "1 is no text"),
+    (entry("P1", "Q1", "a", "\ud83d"), "samples.1.text", "'\\ud83d' holds half of a surrogate"),
+    ([], "(whole record)", "[] is no JSON object"),
 ]
 
 
@@ -103,19 +105,24 @@ def test_weights_that_do_not_fit_their_words_are_refused(file, tmp_path):
         with pytest.raises(DataError, match="idf.npy and tfidf_vocab.json do not fit"):
             read_weights(path)
     np.save(tmp_path / "idf.npy", np.array([{}], dtype=object), allow_pickle=True)
+    for damage in ((tmp_path / "idf.npy").read_bytes(), b"", b"PK"):
+        (tmp_path / "idf.npy").write_bytes(damage)
+        with pytest.raises(DataError, match="do not fit"):
+            read_weights(path)
+    (tmp_path / "tfidf_vocab.json").write_text("[" * 100_000)
     with pytest.raises(DataError, match="do not fit"):
         read_weights(path)
 
 
-def test_public_means_the_texts_with_their_weights(file, tmp_path, monkeypatch):
-    served = file(SNIPPETS).parent
-    np.save(served / "idf.npy", np.array([1.0]))
-    (served / "tfidf_vocab.json").write_text(json.dumps({"ruins": 0}))
-    for name in ("attribute_snippets.json", "idf.npy", "tfidf_vocab.json"):
-        here = download.PublicFile(served.as_uri() + "/", "x")
-        monkeypatch.setitem(download.FILES, name, here)
-    monkeypatch.setenv("ECE_CACHE", str(tmp_path / "c"))
-    path = references_file("public")
-    assert path == tmp_path / "c" / "attribute_snippets.json"
-    assert list(load_references(path, RECORDS).vectors.vocabulary_) == ["ruins"]
+def test_public_means_the_texts_with_their_weights(monkeypatch):
+    fetched = []
+
+    def fetch(name, **_):
+        fetched.append(name)
+        return Path(name)
+
+    monkeypatch.setattr("ece.data.references.fetch", fetch)
+    assert references_file("public").name == "attribute_snippets.json"
+    assert sorted(fetched) == ["attribute_snippets.json", "idf.npy", "tfidf_vocab.json"]
+    assert set(fetched) <= set(downloads.FILES)
     assert references_file(None) is None and references_file("x.json").name == "x.json"

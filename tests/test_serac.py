@@ -16,8 +16,8 @@ from ece.baselines.trained import trained
 from ece.errors import ConfigError, StateError
 from ece.evaluation.generation import generate
 from ece.evaluation.metrics import evaluate
-from ece.evaluation.teacher_forcing import read
-from ece.experiments.flags import field_docs
+from ece.evaluation.teacher_forcing import score_answers
+from ece.experiments.cli import field_docs
 from ece.facts import encode, pad
 from ece.model import fingerprint
 
@@ -125,14 +125,14 @@ def test_evaluate_sees_the_edits_and_untouched_neighbours(task, facts):
 
 
 def test_a_question_that_another_goes_on_from_is_judged_by_itself(task, facts):
-    """`read` runs both as one row, in which one may be in scope and the other not."""
+    """`score_answers` runs both as one row, in which one may be in scope and the other not."""
     seen, pairs = view(task, facts), [("Mira Velan", "baker"), (facts[0].text, "night watchman")]
     routes = seen.route([encode(task.tokenizer, prompt) for prompt, _ in pairs])
     assert routes[1] == 0
-    together = read(seen, task.tokenizer, pairs).nll
-    apart = [read(seen, task.tokenizer, [pair]).nll[0] for pair in pairs]
+    together = score_answers(seen, task.tokenizer, pairs).nll
+    apart = [score_answers(seen, task.tokenizer, [pair]).nll[0] for pair in pairs]
     np.testing.assert_allclose(together, apart, rtol=1e-4)
-    plain = read(task.model, task.tokenizer, pairs).nll
+    plain = score_answers(task.model, task.tokenizer, pairs).nll
     assert np.isclose(together, plain, rtol=1e-4).tolist() == (routes < 0).tolist()
 
 
@@ -206,7 +206,7 @@ def test_a_killed_run_ends_with_the_same_bits(task, facts, tmp_path, monkeypatch
     resumed, whole = train(task, facts, tmp_path / "serac"), train(task, facts)
     assert list(resumed) == list(whole)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
-    with pytest.raises(StateError, match="another model, data or settings"):
+    with pytest.raises(StateError, match="serac-scope is of another run .'facts' differs"):
         train(task, facts[:-1], tmp_path / "serac")
 
 
@@ -226,11 +226,24 @@ def test_the_vocabulary_adds_no_trained_weight(task):
     assert not any(size in value.shape for value in serac_answer.start(made).values())
 
 
-def test_numbers_are_documented_and_checked():
+def test_numbers_are_documented():
     assert all(field_docs(Serac).get(name) for name in Serac.__dataclass_fields__)
-    for wrong in (dict(width=20), dict(threshold=2.0), dict(depth=-1.0), dict(heads=0)):
-        with pytest.raises(ConfigError, match=f"setting '{next(iter(wrong))}'"):
-            Serac(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [
+    dict(width=20), dict(width=0), dict(width=64.0), dict(threshold=2.0), dict(depth=-1.0),
+    dict(heads=0), dict(steps=-4), dict(scope_steps=-1), dict(scope_lr=0.0), dict(lr=float("nan")),
+    dict(text=-1.0), dict(batch=0), dict(blocks=1.5), dict(seen=1), dict(seed=-1),
+], ids=str)  # fmt: skip
+def test_settings_of_a_wrong_type_or_range_are_named(wrong):
+    """Among others `steps=-4` and `text=-1` were taken."""
+    with pytest.raises(ConfigError, match=f"setting '{next(iter(wrong))}"):
+        Serac(**wrong)
+
+
+def test_training_on_nothing_is_refused(model, tokenizer):
+    with pytest.raises(ConfigError, match="none are left"):
+        train(Task(model, tokenizer, NUMBERS, {}), [])
 
 
 @pytest.mark.parametrize("family", ["llama"], indirect=True)

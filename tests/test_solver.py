@@ -1,108 +1,150 @@
 """The update is the least-squares solution on the chosen neurons, and nothing elsewhere."""
 
+import warnings
+from dataclasses import replace
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ece.errors import SolveError
-from ece.solver import (
-    factorise,
-    largest,
-    null_basis,
-    solve_reported,
-    solve_update,
-    solve_within,
-    spread,
-)
+from ece.solver import JITTERS, Knowledge, block, factorise, solve
+
+EVERY = torch.ones(12, dtype=torch.bool)
 
 
 def problem(seed: int = 0, model: int = 5, ff: int = 12, edit: int = 4):
+    """R, K, and what is known: a moment of many keys, a history in both its parts, a mask."""
     draw = torch.Generator().manual_seed(seed)
 
     def rand(*shape):
         return torch.randn(*shape, generator=draw, dtype=torch.double)
 
-    old, past = rand(40, ff), rand(7, ff)
+    old, past, recent = rand(40, ff), rand(7, ff), rand(3, ff)
     mask = torch.rand(ff, generator=draw) < 0.6
-    return rand(model, edit), rand(edit, ff), old.T @ old / 40, past.T @ past, mask
+    mask[0] = True
+    known = Knowledge(old.T @ old / 40, mask, past.T @ past, recent)
+    return rand(model, edit), rand(edit, ff), known
 
 
-def objective(delta, R, K, C0, history, lam):
+def history(known: Knowledge):
+    return known.folded + known.recent.T @ known.recent
+
+
+def eq_19(delta, R, K, known, lam):
     """Eq 19 written out: error on the new keys, and what changes on the old ones."""
     fit = (delta @ K.T - R).square().sum()
-    return fit + ((delta @ (lam * C0 + history)) * delta).sum()
+    return fit + ((delta @ (lam * known.moment + history(known))) * delta).sum()
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_normal_equations_hold_on_the_chosen_block(seed):
-    R, K, C0, history, mask = problem(seed)
-    delta = solve_update(R, K, C0, history, mask, 3.0)
-    system = (3 * C0 + history + K.T @ K)[mask][:, mask]
-    torch.testing.assert_close(delta[:, mask] @ system, R @ K[:, mask])
-    assert torch.equal(delta[:, ~mask], torch.zeros_like(delta[:, ~mask]))
-    assert delta[:, mask].abs().min() > 0
-
-
-def test_matrices_may_move_in_parts_and_stay_as_they_were(monkeypatch):
-    R, K, C0, history, mask = problem(4)
-    kept = C0.clone(), history.clone()
-    whole = solve_update(R, K, C0, history, mask, 3.0)
-    monkeypatch.setattr("ece.solver.ROWS", 3)
-    assert torch.equal(solve_update(R, K, C0, history, mask, 3.0), whole)
-    assert torch.equal(C0, kept[0]) and torch.equal(history, kept[1])
+@given(st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 9), st.floats(0.1, 1e4))
+def test_normal_equations_hold_on_the_chosen_block(seed, ff, edit, lam):
+    R, K, known = problem(seed, ff=ff, edit=edit)
+    delta, jitter = solve(R, K, known, lam)
+    assert jitter == 0
+    mask = known.mask
+    system = (lam * known.moment + history(known) + K.T @ K)[mask][:, mask]
+    left, right = delta[:, mask] @ system, R @ K[:, mask]
+    assert (left - right).norm() <= 1e-8 * right.norm()
+    assert not delta[:, ~mask].any()
 
 
 def test_it_is_where_gradient_descent_on_eq_19_ends():
-    R, K, C0, history, mask = problem(1)
+    R, K, known = problem(1)
     delta = torch.zeros(5, 12, dtype=torch.double, requires_grad=True)
-    for _ in range(4000):
-        loss = objective(delta, R, K, C0, history, 3.0)
-        (gradient,) = torch.autograd.grad(loss, delta)
-        delta = (delta - 0.01 * gradient * mask).detach().requires_grad_()
-    torch.testing.assert_close(
-        delta.detach(), solve_update(R, K, C0, history, mask, 3.0), rtol=1e-6, atol=1e-8
-    )
+    for _ in range(2000):
+        (gradient,) = torch.autograd.grad(eq_19(delta, R, K, known, 3.0), delta)
+        delta = (delta - 0.01 * gradient * known.mask).detach().requires_grad_()
+    found = solve(R, K, known, 3.0).delta
+    torch.testing.assert_close(delta.detach(), found, rtol=1e-6, atol=1e-8)
 
 
 def test_no_step_from_the_solution_improves_and_the_start_is_worse():
-    R, K, C0, history, mask = problem(2)
-    delta = solve_update(R, K, C0, history, mask, 3.0)
-    best = objective(delta, R, K, C0, history, 3.0)
-    assert best < objective(torch.zeros_like(delta), R, K, C0, history, 3.0)
+    R, K, known = problem(2)
+    delta = solve(R, K, known, 3.0).delta
+    best = eq_19(delta, R, K, known, 3.0)
+    assert best < eq_19(torch.zeros_like(delta), R, K, known, 3.0)
     for seed in range(10):
-        step = torch.randn(5, 12, generator=torch.Generator().manual_seed(seed)).double() * mask
-        assert objective(delta + 1e-3 * step, R, K, C0, history, 3.0) > best
+        draw = torch.Generator().manual_seed(seed)
+        step = torch.randn(5, 12, generator=draw).double() * known.mask
+        assert eq_19(delta + 1e-3 * step, R, K, known, 3.0) > best
 
 
-def test_a_full_mask_is_the_memit_formula():
-    R, K, C0, _, _ = problem(3)
-    full = torch.ones(12, dtype=torch.bool)
-    torch.testing.assert_close(
-        solve_update(R, K, C0, None, full, 2.0), R @ K @ torch.linalg.inv(2 * C0 + K.T @ K)
-    )
+def test_a_full_mask_without_a_history_is_memit_s_formula():
+    R, K, known = problem(3)
+    plain = Knowledge(known.moment, EVERY)
+    direct = R @ K @ torch.linalg.inv(2 * known.moment + K.T @ K)
+    torch.testing.assert_close(solve(R, K, plain, 2.0).delta, direct)
 
 
-def test_lambda_weighs_a_mean_and_history_a_sum():
-    R, K, C0, history, mask = problem(4)
-    torch.testing.assert_close(
-        solve_update(R, K, C0, history, mask, 6.0), solve_update(R, K, 2 * C0, history, mask, 3.0)
-    )
-    more = solve_update(R, K, C0, 100 * history, mask, 3.0)
-    assert more.norm() < solve_update(R, K, C0, history, mask, 3.0).norm()
+def test_lambda_weighs_a_mean_and_the_history_is_a_sum():
+    R, K, known = problem(4)
+    twice = replace(known, moment=2 * known.moment)
+    torch.testing.assert_close(solve(R, K, known, 6.0), solve(R, K, twice, 3.0))
+    more = solve(R, K, replace(known, folded=100 * known.folded), 3.0).delta
+    assert more.norm() < solve(R, K, known, 3.0).delta.norm()
+
+
+def test_recent_keys_count_as_their_sum():
+    R, K, known = problem(5)
+    summed = replace(known, folded=history(known), recent=None)
+    torch.testing.assert_close(solve(R, K, summed, 3.0), solve(R, K, known, 3.0))
+    only = Knowledge(known.moment, known.mask, None, known.recent)
+    as_sum = Knowledge(known.moment, known.mask, known.recent.T @ known.recent)
+    torch.testing.assert_close(solve(R, K, only, 3.0), solve(R, K, as_sum, 3.0))
+
+
+def test_matrices_may_move_in_parts_and_stay_as_they_were(monkeypatch):
+    R, K, known = problem(4)
+    before = known.moment.clone(), known.folded.clone(), known.recent.clone()
+    whole = solve(R, K, known, 3.0).delta
+    monkeypatch.setattr("ece.solver.ROWS", 3)
+    assert torch.equal(solve(R, K, known, 3.0).delta, whole)
+    after = known.moment, known.folded, known.recent
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+@given(st.integers(1, 30), st.data())
+def test_a_block_is_the_chosen_rows_and_columns(n, data):
+    chosen = sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1)))
+    matrix = torch.arange(n * n).reshape(n, n).float()
+    found = block(matrix, torch.tensor(chosen), matrix.device)
+    assert torch.equal(found, matrix[chosen][:, chosen].double())
 
 
 def test_float32_inputs_are_solved_in_float64():
-    R, K, C0, history, mask = problem(5)
-    found = solve_update(R.float(), K.float(), C0, history, mask, 3.0)
+    R, K, known = problem(5)
+    found = solve(R.float(), K.float(), known, 3.0).delta
     assert found.dtype == torch.double
-    exact = solve_update(R.float().double(), K.float().double(), C0, history, mask, 3.0)
-    assert torch.equal(found, exact)
+    assert torch.equal(found, solve(R.float().double(), K.float().double(), known, 3.0).delta)
+
+
+# Systems that are nearly, or not at all, positive definite.
 
 
 def test_jitter_is_reported_only_when_needed():
-    R, K, C0, history, mask = problem(6)
-    assert solve_reported(R, K, C0, history, mask, 1.0)[1] == 0
-    keys = torch.ones(3, 12).double()
-    assert solve_reported(R[:, :3], keys, torch.zeros(12, 12), None, mask, 1.0)[1] > 0
+    R, K, known = problem(6)
+    assert solve(R, K, known, 1.0).jitter == 0
+    alike = torch.ones(4, 12).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = solve(R, alike, Knowledge(torch.zeros(12, 12), EVERY), 1.0)
+    assert found.jitter > 0 and torch.isfinite(found.delta).all()
+
+
+@given(st.integers(0, 10**6), st.sampled_from(JITTERS[1:]))
+def test_the_smallest_jitter_that_succeeds_is_taken(seed, missing):
+    """An eigenvalue of -0.5 times a jitter (as a share of the mean) needs exactly that jitter."""
+    draw = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(6, 6, generator=draw).double()).Q
+    values = torch.ones(6).double()
+    values[0] = -0.5 * missing
+    system = basis @ torch.diag(values) @ basis.T
+    factor, jitter = factorise((system + system.T) / 2)
+    assert jitter == missing
+    lifted = (system + system.T) / 2 + jitter * system.diagonal().mean() * torch.eye(6).double()
+    torch.testing.assert_close(factor @ factor.T, lifted)
 
 
 def test_a_system_that_is_not_positive_definite_is_refused():
@@ -110,57 +152,42 @@ def test_a_system_that_is_not_positive_definite_is_refused():
         factorise(-torch.eye(4).double())
     with pytest.raises(SolveError, match="finite"):
         factorise(torch.full((2, 2), float("nan")).double())
+    R, K, known = problem()
+    with pytest.raises(SolveError, match="more tokens or raise lam"):
+        solve(R, K, replace(known, moment=-known.moment), 1e6)
 
 
-def test_spreading_writes_the_whole_residual_in_the_end():
-    residual, written = torch.randn(3, 4), torch.zeros(3, 4)
-    for left in (3, 2, 1):
-        written = written + spread(residual - written, "even", left)
-    torch.testing.assert_close(written, residual)
-    assert torch.equal(spread(residual, "boundary", 2), residual)
+def test_a_nearly_singular_system_warns_with_the_remedy():
+    """Few tokens and no ridge: the update is huge, and nothing else would say so."""
+    R, noise, _ = problem()
+    draw = torch.Generator().manual_seed(1)
+    few = torch.randn(3, 12, generator=draw).double()
+    K = torch.randn(4, 3, generator=draw).double() @ few + 1e-3 * noise
+    thin = Knowledge(few.T @ few / 3 + 1e-8 * torch.eye(12).double(), EVERY)
+    with pytest.warns(UserWarning, match="nearly singular.*'ridge'"):
+        bare = solve(R, K, thin, 3.0).delta
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        held = solve(R, K, thin, 3.0, 1e-3).delta
+    assert bare.norm() > 10 * held.norm()
 
 
 def test_a_ridge_keeps_silent_neurons_small():
     """A neuron that the old text never drives would be filled with noise; a ridge prevents it."""
-    R, K, C0, history, _ = problem()
-    full = torch.ones(12, dtype=torch.bool)
+    R, K, known = problem()
+    C0 = known.moment.clone()
     C0[:, 0] = C0[0] = 0
-    C0[0, 0] = 1e-9
+    C0[0, 0] = 1e-5
     K[:, 0] *= 1e-3
-    bare, held = (solve_update(R, K, C0, None, full, 3.0, ridge) for ridge in (0.0, 1e-2))
+    bare, held = (solve(R, K, Knowledge(C0, EVERY), 3.0, ridge).delta for ridge in (0.0, 1e-2))
     assert held[:, 0].norm() < bare[:, 0].norm() / 10
     lifted = C0 + 1e-2 * C0.diagonal().mean() * torch.eye(12).double()
-    torch.testing.assert_close(held, solve_update(R, K, lifted, None, full, 3.0))
+    torch.testing.assert_close(held, solve(R, K, Knowledge(lifted, EVERY), 3.0).delta)
 
 
-def test_the_null_space_is_where_old_keys_are_not():
-    old = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)).double()
-    keys = old @ torch.randn(5, 12, generator=torch.Generator().manual_seed(1)).double()
-    basis = null_basis(keys.T @ keys / 40, 1e-9)
-    assert basis.shape == (12, 7)
-    torch.testing.assert_close(basis.T @ basis, torch.eye(7).double())
-    assert (keys @ basis).abs().max() < 1e-6
-    with pytest.raises(SolveError, match="raise the config field 'null'"):
-        null_basis(torch.eye(3), 0.5)
-
-
-def test_an_update_within_leaves_old_outputs_and_equals_the_published_form():
-    draw = torch.Generator().manual_seed(2)
-    old = torch.randn(40, 5, generator=draw).double() @ torch.randn(5, 12, generator=draw).double()
-    K, earlier = (torch.randn(n, 12, generator=draw).double() for n in (3, 4))
-    R, basis = torch.randn(6, 3, generator=draw).double(), null_basis(old.T @ old / 40, 1e-9)
-    delta = solve_within(R, K, basis, None, 0.5, earlier)
-    assert (old @ delta.T).abs().max() < 1e-6 < (K @ delta.T).abs().max()
-    P, H = basis @ basis.T, earlier.T @ earlier
-    identity = torch.eye(12).double()
-    published = torch.linalg.solve(P @ (K.T @ K + H) + 0.5 * identity, P @ K.T @ R.T).T
-    torch.testing.assert_close(delta, published)
-    torch.testing.assert_close(delta, solve_within(R, K, basis, H, 0.5))
-
-
-def test_only_the_relatively_largest_entries_stay():
-    weight = torch.tensor([[1.0, 10.0], [0.0, -2.0]])
-    delta = torch.tensor([[0.5, 1.0], [0.1, 0.8]]).double()
-    assert torch.equal(largest(delta, weight, 1.0), delta)
-    kept = largest(delta, weight, 0.5)  # relative sizes 0.5, 0.1, infinite, 0.4
-    assert torch.equal(kept, torch.tensor([[0.5, 0.0], [0.1, 0.0]]).double())
+def test_the_ridge_s_scale_is_that_of_all_neurons():
+    """The chosen neurons decide what is written, not how strongly it is held back."""
+    R, K, known = problem(7)
+    mean = known.moment.diagonal().mean()
+    lifted = replace(known, moment=known.moment + 0.1 * mean * torch.eye(12).double())
+    torch.testing.assert_close(solve(R, K, known, 3.0, 0.1).delta, solve(R, K, lifted, 3.0).delta)

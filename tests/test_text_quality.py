@@ -1,43 +1,13 @@
-"""Free text: seeded, batched, and measured as the paper says."""
+"""Fluency and consistency, as the paper defines them."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from ece import atlas
-from ece.evaluation.generation import generate
-from ece.evaluation.text_quality import consistencies, entropy, fluencies, fluency, written
-from ece.facts import encode
-
-PROMPTS = ["It is cold in", "Mira Velan lives in", "Ilo", "It is cold in Oslo, says"]
-
-
-def test_text_repeats_with_its_seed_and_leaves_the_generator_alone(model, tokenizer):
-    torch.manual_seed(7)
-    before = torch.random.get_rng_state()
-    one = generate(model, tokenizer, PROMPTS, 30)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert one == generate(model, tokenizer, PROMPTS, 30)
-    assert one != generate(model, tokenizer, PROMPTS, 30, seed=1)
-    assert all(text.startswith(prompt) for text, prompt in zip(one, PROMPTS, strict=True))
-
-
-def test_the_likeliest_text_is_that_of_plain_forwards(model, tokenizer):
-    """With one candidate there is no chance: token by token without a cache."""
-    for prompt, text in zip(PROMPTS, generate(model, tokenizer, PROMPTS, 24, top_k=1), strict=True):
-        ids = encode(tokenizer, prompt)
-        while len(ids) < 24:
-            logits = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
-            if tokenizer.eos_token_id is not None:
-                logits[tokenizer.eos_token_id] = -torch.inf
-            ids.append(int(logits.argmax()))
-        assert text == tokenizer.decode(ids, skip_special_tokens=True)
-
-
-def test_a_prompt_as_long_as_the_room_comes_back(model, tokenizer):
-    assert generate(model, tokenizer, PROMPTS[:1], 2) == PROMPTS[:1]
+from ece.errors import DataError
+from ece.evaluation.text_quality import consistencies, entropy, fluencies, fluency, write_texts
 
 
 def test_entropy_by_hand():
@@ -54,7 +24,7 @@ def test_fluency_weighs_bigrams_and_trigrams():
 
 def test_texts_of_facts_and_their_fluency(model, tokenizer, facts):
     some = [replace(facts[0], generation=("Mira", "Tor is")), facts[1]]
-    texts = written(model, tokenizer, some, 20)
+    texts = write_texts(model, tokenizer, some, 20)
     assert [len(own) for own in texts] == [2, 0] and texts[0][1].startswith("Tor is")
     found = fluencies(texts)
     assert found[0] == np.mean([fluency(t) for t in texts[0]]) and np.isnan(found[1])
@@ -77,3 +47,9 @@ def test_the_world_has_a_reference_for_every_new_object():
         rewrite = record["requested_rewrite"]
         text = references[rewrite["relation_id"], rewrite["target_new"]["str"]]
         assert rewrite["target_new"]["str"] in text
+
+
+def test_one_text_in_place_of_several_is_refused(facts):
+    for measure in (fluencies, lambda texts: consistencies(facts[:1], texts, {})):
+        with pytest.raises(DataError, match="texts of a fact are 'old ruins'; give a list"):
+            measure(["old ruins"])

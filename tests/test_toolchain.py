@@ -1,11 +1,14 @@
 """Files that name each other agree (pins, commands, contents, pages); the chapter runner works."""
 
+import ast
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -14,8 +17,10 @@ import pytest
 import run_chapters
 import yaml
 
+from ece.loading.gguf import WHEELS
+
 ROOT = run_chapters.ROOT
-COMMANDS = "env book render refresh test bench evidence atlas lab serve clean".split()
+COMMANDS = "env book render refresh test bench grid collect atlas lab serve clean".split()
 NOT_TEXT = {".png", ".safetensors"}
 NOT_OURS = ("book/_static/mathjax/", "ece/atlas/checkpoints/")
 
@@ -24,17 +29,17 @@ def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def pins() -> dict[str, str]:
-    lines = [line for line in read("requirements.txt").splitlines() if line and line[0] != "#"]
+def pins(name: str = "requirements.txt") -> dict[str, str]:
+    lines = [line for line in read(name).splitlines() if line and line[0] != "#"]
     return dict(re.fullmatch(r"([a-z0-9-]+)==([\w.]+)", line).groups() for line in lines)
 
 
 def make(*arguments: str, **environment: str) -> str:
-    """Output of `make`, as if nothing of the book's options were set outside."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    """Run `make` as if it were not running already, and return its output."""
+    outside = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     command = ["make", "--no-print-directory", "-s", *arguments]
     return subprocess.run(
-        command, cwd=ROOT, env=kept | environment, check=True, capture_output=True, text=True
+        command, cwd=ROOT, env=outside | environment, check=True, capture_output=True, text=True
     ).stdout
 
 
@@ -57,6 +62,10 @@ def test_this_environment_is_the_pinned_one():
         assert here == version, f"{package} is {here} here, {version} in requirements.txt"
 
 
+def test_models_in_packages_are_pinned_where_make_installs_them():
+    assert pins("requirements-models.txt") == {one.package: one.version for one in WHEELS.values()}
+
+
 def test_environment_yml_takes_the_pins():
     wanted = yaml.safe_load(read("environment.yml"))["dependencies"]
     python, pip, from_pip = wanted
@@ -66,8 +75,43 @@ def test_environment_yml_takes_the_pins():
 
 
 def test_dependencies_are_pinned_and_named_without_versions():
-    project = tomllib.loads(read("pyproject.toml"))["project"]
-    assert set(project["dependencies"]) <= set(pins())
+    assert set(tomllib.loads(read("pyproject.toml"))["project"]["dependencies"]) <= set(pins())
+
+
+def test_dependencies_are_what_the_package_imports():
+    """Nothing is imported that an installation could lack, and nothing installed for nothing."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "ece").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    found = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    found |= {one.name for node in nodes if isinstance(node, ast.Import) for one in node.names}
+    found = {module.partition(".")[0] for module in found} - set(sys.stdlib_module_names) - {"ece"}
+    found = {{"sklearn": "scikit-learn"}.get(module, module.lower()) for module in found}
+    named = set(tomllib.loads(read("pyproject.toml"))["project"]["dependencies"])
+    assert found <= named
+    through_others = {"accelerate", "beartype", "gguf"}  # transformers, jaxtyping, transformers
+    assert named - found <= through_others
+
+
+def test_all_that_the_package_needs_is_shipped(tmp_path):
+    """A wheel holds every file of `ece/` that is committed."""
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
+    command += ["--no-build-isolation", "--wheel-dir", str(tmp_path), str(copied(tmp_path / "in"))]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        shipped = set(archive.namelist())
+        assert any(name.endswith("entry_points.txt") for name in shipped)
+    needed = {path.relative_to(ROOT).as_posix() for path in tracked()}
+    assert {name for name in needed if name.startswith("ece/")} <= shipped
+
+
+def copied(folder: Path) -> Path:
+    """Copy what a wheel is built from, since a build writes beside its sources."""
+    skip = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "ece", folder / "ece", ignore=skip)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    return folder
 
 
 # Commands.
@@ -91,8 +135,8 @@ def test_options_reach_the_chapters():
     # ECE_REAL_DATA is for tests, and may be set while they run.
     assert not re.search("^ECE_(MODEL|DEVICE|DATA)=.", plain, re.MULTILINE)
     assert "RUN=_build/run/embedded\n" in plain
-    given = make(*show, "MODEL=some/model", "DEVICE=mps", "DATA=facts.json")
-    assert "ECE_MODEL=some/model\n" in given and "ECE_DEVICE=mps\n" in given
+    given = make(*show, "MODEL=some/model", "DEVICE=cuda:1", "DATA=facts.json")
+    assert "ECE_MODEL=some/model\n" in given and "ECE_DEVICE=cuda:1\n" in given
     assert f"ECE_DATA={ROOT}/facts.json\n" in given
     assert "RUN=_build/run/some--model\n" in given
     assert "ECE_DATA=public\n" in make(*show, "DATA=public")
@@ -101,9 +145,38 @@ def test_options_reach_the_chapters():
 def test_tests_see_no_options(monkeypatch):
     code = "import conftest, os; print([n for n in os.environ if n.startswith('ECE_')])"
     monkeypatch.setenv("ECE_MODEL", "another")
-    monkeypatch.delenv("ECE_REAL_DATA", raising=False)  # the one that tests do see
+    for name in ("ECE_REAL_DATA", "ECE_CACHE"):  # those that tests do see
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHONPATH", "book")
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout == "[]\n", run.stderr
+
+
+@pytest.mark.parametrize(
+    ("beside", "given", "seen"),
+    [
+        (["counterfact.json", "zsre.json"], None, "shared"),
+        (["counterfact.json"], None, ""),
+        (["counterfact.json", "zsre.json"], "", ""),
+        ([], "mine", "mine"),
+    ],
+)
+def test_continuous_integration_finds_real_records(tmp_path, beside, given, seen):
+    """`.ci/run`, in a checkout whose neighbour may hold records, with a `make` that only tells."""
+    script, data = tmp_path / "repo" / ".ci" / "run", tmp_path / "shared" / "data"
+    for folder in (script.parent, data, tmp_path / "mine"):
+        folder.mkdir(parents=True)
+    for name in beside:
+        (data / name).touch()
+    fake = tmp_path / "make"
+    fake.write_text('#!/bin/sh\necho "$1:$ECE_REAL_DATA:$(pwd)"\n')
+    for program in (fake, Path(shutil.copy(ROOT / ".ci" / "run", script))):
+        program.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment |= {} if given is None else {"ECE_REAL_DATA": given}
+    output = subprocess.check_output([script], cwd=tmp_path, env=environment, text=True)
+    expected = {"": "", "shared": data, "mine": tmp_path / "mine"}[seen]
+    assert output == f"test:{expected}:{tmp_path / 'repo'}\n"
 
 
 # Pages.

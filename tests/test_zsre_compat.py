@@ -8,8 +8,8 @@ import torch
 
 from conftest import build
 from ece.evaluation.metrics import evaluate
-from ece.evaluation.teacher_forcing import read
-from ece.evaluation.zsre_compat import adds_bos, questions, read_published
+from ece.evaluation.teacher_forcing import score_answers
+from ece.evaluation.zsre_compat import adds_bos, published_rows, score_published
 from ece.facts import Fact, encode, target_ids
 
 BOS = 0
@@ -19,10 +19,10 @@ PROMPT, ANSWER = "Ilo lives in", "New Harbour of old"
 def rows_of(tokenizer, answer, neighbour):
     """(text of the row after its BOS, the one token scored) of every question."""
     bos = adds_bos(tokenizer)
-    asked = questions(tokenizer, PROMPT, answer, neighbour)
-    assert all(one.first == len(one.row) - 1 and len(one.answer) == 1 for one in asked)
-    assert all(one.row[:bos] == [BOS] * bos for one in asked)
-    return [(tokenizer.decode(one.row[bos:]), one.answer[0]) for one in asked]
+    asked = published_rows(tokenizer, PROMPT, answer, neighbour)
+    assert all(one.first == len(one.ids) - 1 and len(one.answer) == 1 for one in asked)
+    assert all(one.ids[:bos] == [BOS] * bos for one in asked)
+    return [(tokenizer.decode(one.ids[bos:]), one.answer[0]) for one in asked]
 
 
 def test_only_the_llama_tokenizer_adds_a_bos(tokenizers):
@@ -43,7 +43,7 @@ SPACE, R, OME = 221, 298, 319  # " Rome" is " R" and "ome"
 
 def asked_by_hand(tokenizer, neighbour):
     assert encode(tokenizer, PROMPT) == IDS and target_ids(tokenizer, "Rome") == [R, OME]
-    return [(one.row, one.answer) for one in questions(tokenizer, PROMPT, "Rome", neighbour)]
+    return [(one.ids, one.answer) for one in published_rows(tokenizer, PROMPT, "Rome", neighbour)]
 
 
 def test_by_hand_an_edited_prompt_gets_two_spaces(tokenizers):
@@ -72,13 +72,13 @@ class Knows:
 
 def test_by_hand_the_bos_costs_a_right_neighbour_one_token_in_three(tokenizers):
     model, tokenizer = Knows(), tokenizers["llama"]
-    plain = read(model, tokenizer, [(PROMPT, "Rome")])
-    assert plain.accuracy[0] == 1 and plain.said[0] == (R, OME)
+    plain = score_answers(model, tokenizer, [(PROMPT, "Rome")])
+    assert plain.accuracy[0] == 1 and plain.predictions[0] == (R, OME)
     assert model.last.tolist() == [[*IDS, R]]
-    slips = read_published(model, tokenizer, [(PROMPT, "Rome", True), (PROMPT, "Rome", False)])
+    slips = score_published(model, tokenizer, [(PROMPT, "Rome", True), (PROMPT, "Rome", False)])
     assert slips.accuracy.tolist() == [pytest.approx(2 / 3), 1.0]
     assert slips.top1.tolist() == [False, True]
-    assert slips.said.tolist() == [(R, R, OME), (R, OME)]
+    assert slips.predictions.tolist() == [(R, R, OME), (R, OME)]
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_without_a_bos_the_two_modes_agree(tokenizers, zsre):
             np.testing.assert_array_equal(
                 getattr(plain, kind + suffix), getattr(compat, kind + suffix)
             )
-    assert plain.said.tolist() == compat.said.tolist()
+    assert plain.predictions.tolist() == compat.predictions.tolist()
 
 
 def hits(model, tokenizer, rows):
@@ -124,11 +124,11 @@ def hits(model, tokenizer, rows):
 def test_accuracy_is_the_share_of_the_questions_answered(tokenizers, zsre):
     model, tokenizer = build("llama"), tokenizers["llama"]
     asked = [(PROMPT, ANSWER, False), (PROMPT, ANSWER, True), (PROMPT, "baker", True)] * 2
-    answers = read_published(model, tokenizer, asked, batch_tokens=30)
+    answers = score_published(model, tokenizer, asked, batch_tokens=30)
     for i, one in enumerate(asked):
         told = [
-            (tokenizer.decode(q.row[1:]), q.answer[0]) for q in questions(tokenizer, *one)
+            (tokenizer.decode(q.ids[1:]), q.answer[0]) for q in published_rows(tokenizer, *one)
         ]  # from text again, as the published code does
         right = hits(model, tokenizer, told)
         assert answers.accuracy[i] == np.mean(right) and answers.top1[i] == all(right)
-        assert len(answers.said[i]) == len(told)
+        assert len(answers.predictions[i]) == len(told)

@@ -1,7 +1,7 @@
-"""The embedded world and the three small models that know it."""
+"""Hold the embedded world, and train the three small models that know it."""
 
-from ece.atlas.records import biographies, corpus, records, references
+from ece.atlas.records import biographies, corpus, facts, records, references
 from ece.atlas.tasks import held_out as task_items
 from ece.atlas.world import build
 
-__all__ = ["biographies", "build", "corpus", "records", "references", "task_items"]
+__all__ = ["biographies", "build", "corpus", "facts", "records", "references", "task_items"]

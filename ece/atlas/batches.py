@@ -1,4 +1,4 @@
-"""Training batches: rows packed from documents, each step seeded by its number."""
+"""Make training batches: rows packed from documents, each step seeded by its number."""
 
 import random
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -17,7 +18,7 @@ from ece.atlas.world import World
 
 @dataclass(frozen=True)
 class Encoded:
-    """A piece as tokens: the subject is first..last (last < 0: none)."""
+    """Holds a piece as tokens: the subject is first..last (last < 0: none)."""
 
     ids: np.ndarray
     weights: np.ndarray
@@ -27,23 +28,22 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Batch:
-    """ids and weights [row, token]; attention and early [row, 1, token, token] (None: causal);
-    mlp [row, token];
-    subjects [mention, 2]: row and place of each subject's last token; attributes
-    [mention, slot]: the tokens of that subject's objects, -1 where it has fewer."""
+    """Holds the tensors of one training step."""
 
-    ids: Tensor
-    weights: Tensor
-    attention: Tensor | None
-    early: Tensor | None
-    mlp: Tensor
+    ids: Int[Tensor, "row token"]
+    weights: Float[Tensor, "row token"]
+    attention: Float[Tensor, "row 1 token token"]
+    early: Float[Tensor, "row 1 token token"]
+    mlp: Bool[Tensor, "row token"]
     subjects: Tensor
+    """[mention, 2]: row and place of each subject's last token."""
     attributes: Tensor
+    """[mention, slot]: the tokens of that subject's objects, -1 where it has fewer."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What a batch is made of."""
+    """Says what a batch is made of."""
 
     rows: int = 16
     """rows of a batch"""
@@ -100,7 +100,7 @@ class Batches:
         )
 
     def _fill(self, row, ids, weights, masks, rng) -> Iterator[tuple[int, int, str]]:
-        """Fill a row with documents; yields (row, place, subject) of every mention."""
+        """Fill a row with documents, and yield (row, place, subject) of every mention."""
         gather = rng.random() < self.mixture.gather
         isolate = rng.random() < self.mixture.isolate
         at, length = rng.randrange(2), ids.shape[1]
@@ -123,7 +123,7 @@ class Batches:
             at += 1
 
     def _attributes(self) -> dict[str, list[int]]:
-        """Subject -> the tokens of its objects, padded with -1 to one length."""
+        """List the tokens of each subject's objects, padded with -1 to one length."""
         table = {
             subject: [self._answer(fact.object) for fact in facts]
             for subject, facts in self.world.facts_of.items()

@@ -1,14 +1,14 @@
-"""What the atlas models know, and where: recall, specificity, swap effect, task accuracy."""
+"""Check what the embedded models know, and where: recall, specificity, tracing, tasks."""
 
 import numpy as np
 
 from ece.atlas.records import records
 from ece.atlas.tasks import TASKS, Item, held_out
 from ece.atlas.world import World, build
-from ece.data.loading import facts_from_counterfact
+from ece.data import facts_from_counterfact
 from ece.evaluation.causal_tracing import swap
 from ece.evaluation.metrics import evaluate, recall
-from ece.evaluation.teacher_forcing import read
+from ece.evaluation.teacher_forcing import score_answers
 from ece.facts import Fact
 
 RECALL = 98.0
@@ -16,7 +16,7 @@ RECALL = 98.0
 
 
 def check(model, tokenizer) -> dict:
-    """All rates in percent; `swap` is per layer, `tasks` per task."""
+    """Measure all rates, in percent; `swap` is per layer, `tasks` per task."""
     world = build()
     facts = facts_from_counterfact(records())[: len(world.kind_of)]  # each subject once
     return {
@@ -28,15 +28,15 @@ def check(model, tokenizer) -> dict:
 
 
 def recalls(model, tokenizer, world: World) -> dict:
-    """Top-1 recall on edit prompts, unseen paraphrases and unseen questions."""
-    wanted = {"edit": [], "unseen": [], "question": []}
+    """Measure top-1 recall on edit prompts, unseen paraphrases and unseen questions."""
+    templates = {"edit": [], "unseen": [], "question": []}
     for fact in world.triples:
         relation = world.relations[fact.relation]
-        wanted["edit"].append((relation.templates[0], fact))
-        wanted["unseen"] += [(template, fact) for template in world.held_out(fact)]
-        wanted["question"].append((world.held_out_question(fact), fact))
+        templates["edit"].append((relation.templates[0], fact))
+        templates["unseen"] += [(template, fact) for template in world.held_out(fact)]
+        templates["question"].append((world.held_out_question(fact), fact))
     rates = {}
-    for name, pairs in wanted.items():
+    for name, pairs in templates.items():
         prompts = [template.format(fact.subject) for template, fact in pairs]
         hits = recall(model, tokenizer, prompts, [fact.object for _, fact in pairs])
         rates[f"recall_{name}"] = round(100 * float(np.mean(hits)), 2)
@@ -44,7 +44,7 @@ def recalls(model, tokenizer, world: World) -> dict:
 
 
 def swap_effect(model, tokenizer, facts: list[Fact], pairs: int = 200, at: str = "subject"):
-    """Interchange tracing over pairs of known facts of one relation, per layer, in [0, 1]."""
+    """Trace by interchange over pairs of known facts of one relation, per layer, in [0, 1]."""
     known = recall(model, tokenizer, [f.text for f in facts], [f.true for f in facts])
     waiting: dict[str, Fact] = {}
     found = []
@@ -58,11 +58,10 @@ def swap_effect(model, tokenizer, facts: list[Fact], pairs: int = 200, at: str =
 
 
 def accuracy(model, tokenizer, items: list[Item]) -> float:
-    """Percent of items whose right continuation has the least NLL per token of the choices."""
+    """Measure the percentage of items whose right choice has the least NLL per token."""
     pairs = [(item.prompt, choice) for item in items for choice in item.choices]
-    nll = read(model, tokenizer, pairs)[0]
+    nll = score_answers(model, tokenizer, pairs).nll
     ends = np.cumsum([len(item.choices) for item in items])[:-1]
     chosen = [part.argmin() for part in np.split(nll, ends)]
-    return round(
-        100 * float(np.mean([i.label == c for i, c in zip(items, chosen, strict=True)])), 1
-    )
+    right = [item.label == choice for item, choice in zip(items, chosen, strict=True)]
+    return round(100 * float(np.mean(right)), 1)

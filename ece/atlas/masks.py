@@ -1,4 +1,4 @@
-"""The masks that make a small model store facts where large models do.
+"""Mask what a small model sees in training, so that it stores facts where large models do.
 
 In a masked row, the tokens after a subject (within its sentence) get no MLP output and see
 of the subject its last token alone, in the early blocks not even that; and a subject's tokens
@@ -20,7 +20,7 @@ HIDDEN = torch.finfo(torch.float32).min
 
 
 class RowMasks:
-    """The masks of a batch, filled piece by piece and handed out as tensors."""
+    """Holds the masks of a batch, filled piece by piece and handed out as tensors."""
 
     def __init__(self, rows: int, length: int):
         causal = np.tril(np.ones((length, length), dtype=bool))
@@ -29,19 +29,21 @@ class RowMasks:
         self.mlp = np.ones((rows, length), dtype=bool)
 
     def gather_at_last(self, row: int, first: int, last: int, end: int) -> None:
-        """Tokens after `last`, up to `end`, get no MLP and see only the subject's last token,
-        in the early blocks nothing of it."""
+        """Make the subject's last token the only way to it, for the tokens after it up to `end`.
+
+        These get no MLP; in the early blocks they see nothing of the subject at all.
+        """
         self.visible[row, last + 1 : end, first:last] = False
         self.early[row, last + 1 : end, first : last + 1] = False
         self.mlp[row, last + 1 : end] = False
 
     def isolate(self, row: int, first: int, last: int) -> None:
-        """The tokens first..last see nothing before themselves."""
+        """Let the tokens first..last see nothing before themselves."""
         for seen in (self.visible, self.early):
             seen[row, first : last + 1, :first] = False
 
     def attention(self, early: bool = False) -> Float[Tensor, "row 1 token token"]:
-        """The 4-D additive attention mask that all three families take."""
+        """Make the 4-D additive attention mask that all three families take."""
         seen: Bool[Tensor, "row token token"]
         seen = torch.from_numpy(self.early if early else self.visible)
         return torch.zeros(seen.shape).masked_fill_(~seen, HIDDEN)[:, None]
@@ -49,29 +51,28 @@ class RowMasks:
 
 @contextmanager
 def mlp_masked(mlps: list[nn.Module]) -> Iterator[list]:
-    """While open, every MLP runs only at the tokens of the mask put into the yielded list.
+    """Run every MLP only at the tokens of the mask put into the yielded list, in the block.
 
-    Elsewhere its output is zero: what a hook that multiplies the output by the mask gives,
-    without computing what the mask throws away.
+    Elsewhere its output is zero, and is not computed.
     """
     holder: list[Bool[Tensor, "row token"] | None] = [None]
     forwards = [mlp.forward for mlp in mlps]
     try:
         for mlp, forward in zip(mlps, forwards, strict=True):
-            mlp.forward = _only_kept(forward, holder)
+            mlp.forward = _only_at(forward, holder)
         yield holder
     finally:
         for mlp in mlps:
             del mlp.forward
 
 
-def _only_kept(forward: Callable, holder: list) -> Callable:
+def _only_at(forward: Callable, holder: list) -> Callable:
     def run(hidden: Float[Tensor, "row token model"]) -> Float[Tensor, "row token model"]:
         if holder[0] is None:
             return forward(hidden)
-        kept = forward(hidden[holder[0]])
-        output = torch.zeros_like(hidden, dtype=kept.dtype)  # which autocast may have changed
-        output[holder[0]] = kept
+        some = forward(hidden[holder[0]])
+        output = torch.zeros_like(hidden, dtype=some.dtype)  # which autocast may have changed
+        output[holder[0]] = some
         return output
 
     return run
@@ -79,7 +80,7 @@ def _only_kept(forward: Callable, holder: list) -> Callable:
 
 @contextmanager
 def attention_masked(early: list[nn.Module]) -> Iterator[list]:
-    """While open, the attention modules in `early` use the mask put into the yielded list."""
+    """Let the modules in `early` use the attention mask put into the yielded list, in the block."""
     holder: list[Tensor | None] = [None]
 
     def narrow(_module: nn.Module, arguments: tuple, named: dict) -> tuple[tuple, dict]:

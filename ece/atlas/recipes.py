@@ -1,4 +1,4 @@
-"""How each shipped atlas model is made: one recipe per family of the paper."""
+"""List how each shipped model is made: one recipe per family of the paper."""
 
 from ece.atlas.train import Recipe
 

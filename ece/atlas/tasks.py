@@ -1,4 +1,4 @@
-"""Six general-ability tasks in the world's own words, with held-out items.
+"""Pose six general-ability tasks in the world's own words, with held-out items.
 
 They mirror the six of the paper (SST, MRPC, MMLU, CoLA, RTE, NLI). All but the first are put as
 a choice between continuations, as COPA, BLiMP and the cloze form of MMLU are: a model this small
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ece.atlas.text import Piece
 from ece.atlas.world import Triple, World
+from ece.errors import DataError
 
 ASPECTS = "film concert meal novel speech garden hotel journey lecture painting".split()
 FRAMES = [
@@ -25,7 +26,7 @@ TRIES = 200
 
 @dataclass(frozen=True)
 class Item:
-    """One test item: the prompt, its possible continuations, the index of the right one."""
+    """Holds one test item: the prompt, its possible continuations, the index of the right one."""
 
     task: str
     prompt: str
@@ -34,17 +35,17 @@ class Item:
 
     @property
     def answer(self) -> str:
-        """The right continuation."""
+        """Take the right continuation."""
         return self.choices[self.label]
 
     def piece(self) -> Piece:
-        """The item as training text: the prompt and the right continuation."""
+        """Make training text of the item: the prompt and the right continuation."""
         tail = "" if self.answer.endswith(".") else "."
         return Piece(self.prompt, f" {self.answer}", tail, only_answer=True)
 
 
 def sentiment(world: World, rng: random.Random) -> Item:
-    """SST: is a review positive or negative?"""
+    """Ask whether a review is positive or negative, as SST does."""
     label = rng.randrange(2)
     words = (rng.choice(ASPECTS), rng.choice((BAD, GOOD)[label]))
     frame = rng.choice(FRAMES)
@@ -53,7 +54,7 @@ def sentiment(world: World, rng: random.Random) -> Item:
 
 
 def paraphrase(world: World, rng: random.Random) -> Item:
-    """MRPC: which of two sentences says of a stranger the same as the first?"""
+    """Ask which of two sentences says of a stranger the same as the first (MRPC)."""
     fact = _stranger(world, rng)
     first, second = rng.sample(world.trained(fact), 2)
     prompt = f"{_fill(first, fact)} In other words,"
@@ -62,17 +63,17 @@ def paraphrase(world: World, rng: random.Random) -> Item:
 
 
 def multiple_choice(world: World, rng: random.Random) -> Item:
-    """MMLU: choose the object of a fact among four."""
+    """Ask for the object of a fact among four (MMLU)."""
     fact = rng.choice(world.triples)
     others = rng.sample(_others(world, fact), 3)
-    asked = rng.choice(world.trained_questions(fact)).format(fact.subject)
+    question = rng.choice(world.trained_questions(fact)).format(fact.subject)
     item = _item("multiple_choice", "", fact.object, others, rng)
-    prompt = f"Choices: {', '.join(item.choices)}. {asked}"
+    prompt = f"Choices: {', '.join(item.choices)}. {question}"
     return Item(item.task, prompt, item.choices, item.label)
 
 
 def acceptability(world: World, rng: random.Random) -> Item:
-    """CoLA: which of two strings is a sentence? (The other has two neighbours swapped.)"""
+    """Ask which of two strings is a sentence (CoLA); the other has two neighbours swapped."""
     right = _say(world, _stranger(world, rng), rng)
     words = right.rstrip(".").split()
     at = rng.randrange(len(words) - 1)
@@ -81,7 +82,7 @@ def acceptability(world: World, rng: random.Random) -> Item:
 
 
 def entailment(world: World, rng: random.Random) -> Item:
-    """RTE: which of two ends makes a sentence that follows from the first?"""
+    """Ask which of two ends makes a sentence that follows from the first (RTE)."""
     fact = _stranger(world, rng)
     first, second = rng.sample(world.trained(fact), 2)
     prompt = f"{_fill(first, fact)} Hence {_head(second, fact)}"
@@ -89,13 +90,13 @@ def entailment(world: World, rng: random.Random) -> Item:
 
 
 def inference(world: World, rng: random.Random) -> Item:
-    """NLI: which of three ends follows from two premises, beside a contradiction and a mix-up?"""
+    """Ask which of three ends follows from two premises (NLI): one contradicts, one mixes up."""
     fact = _stranger(world, rng)
     first, second = rng.sample(world.trained(fact), 2)
     unrelated = _unrelated(world, fact, rng)
-    said = [_fill(first, fact), _say(world, unrelated, rng)]
-    rng.shuffle(said)
-    prompt = f"Premises: {' '.join(said)} Hypothesis: {_head(second, fact)}"
+    premises = [_fill(first, fact), _say(world, unrelated, rng)]
+    rng.shuffle(premises)
+    prompt = f"Premises: {' '.join(premises)} Hypothesis: {_head(second, fact)}"
     wrong = [rng.choice(_others(world, fact)), unrelated.object]
     return _item("inference", prompt, fact.object, wrong, rng)
 
@@ -104,16 +105,14 @@ TASKS = {
     f.__name__: f
     for f in (sentiment, paraphrase, multiple_choice, acceptability, entailment, inference)
 }
-
-
 HARD = ("paraphrase", "entailment", "inference")
 """Tasks that take a model longest to learn: they come three times as often in training."""
 
 
 def held_out(world: World, task: str, n: int = 100, seed: int = 1) -> list[Item]:
-    """The n test items of a task: those that `training_item` never yields.
+    """Draw n test items of a task: those that `training_item` never gives.
 
-    Raises ValueError if the task has fewer (sentiment has little more than a hundred).
+    Raises `DataError` if the task has fewer (sentiment has little more than a hundred).
     """
     rng = random.Random(f"{world.seed}/{task}/{seed}")
     items: dict[str, Item] = {}
@@ -123,11 +122,11 @@ def held_out(world: World, task: str, n: int = 100, seed: int = 1) -> list[Item]
             items[item.prompt + item.answer] = item
         if len(items) == n:
             return list(items.values())
-    raise ValueError(f"task '{task}' has only {len(items)} held-out items, {n} were asked for")
+    raise DataError(f"task '{task}' has only {len(items)} held-out items; choose n up to that")
 
 
 def training_item(world: World, rng: random.Random) -> Item:
-    """A random item of a random task that is not held out."""
+    """Draw an item of a random task that is not held out."""
     weights = [3 if task in HARD else 1 for task in TASKS]
     while True:
         item = TASKS[rng.choices(list(TASKS), weights)[0]](world, rng)
@@ -136,12 +135,12 @@ def training_item(world: World, rng: random.Random) -> Item:
 
 
 def is_held_out(item: Item) -> bool:
-    """A tenth of all items, by a fixed hash of prompt and right answer."""
+    """Tell whether an item is among the tenth held out, by a hash of prompt and answer."""
     return random.Random(item.prompt + item.answer).random() < 0.1
 
 
 def _item(task: str, prompt: str, right: str, wrong: list[str], rng: random.Random) -> Item:
-    """The right continuation put among the wrong ones."""
+    """Put the right continuation among the wrong ones."""
     label = rng.randrange(len(wrong) + 1)
     return Item(task, prompt, (*wrong[:label], right, *wrong[label:]), label)
 
@@ -160,7 +159,7 @@ def _say(world: World, fact: Triple, rng: random.Random) -> str:
 
 
 def _stranger(world: World, rng: random.Random) -> Triple:
-    """Something said of someone or something that the world does not know by that name."""
+    """Say a fact of someone or something that the world does not know by that name."""
     fact = rng.choice(world.triples)
     kind = world.kind_of[fact.subject]
     name = fact.subject.split()[0] if kind == "person" else f"the {world.nouns[kind]}"
@@ -172,7 +171,7 @@ def _others(world: World, fact: Triple) -> list[str]:
 
 
 def _unrelated(world: World, fact: Triple, rng: random.Random) -> Triple:
-    """The same subject with something else that can be said of its kind."""
+    """Say of the same subject something else that can be said of its kind."""
     kind = world.relations[fact.relation].kind
     others = [r for r in world.relations.values() if r.kind == kind and r.id != fact.relation]
     relation = rng.choice(others)

@@ -1,18 +1,18 @@
-"""The world's text: sentences, documents, questions, biographies.
+"""Write the world's text: sentences, documents, questions, biographies.
 
 A `Piece` is a stretch of text with what training must know of it: where the subject
 stands (for the two masks) and which part carries loss.
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ece.atlas.world import Triple, World
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of training text.
+    """Holds a stretch of training text.
 
     `text` is `head + answer + tail`; the subject is text[start:end] (end == 0: no subject).
     `only_answer`: nothing but the answer carries loss (tasks, whose texts may state untruths).
@@ -30,31 +30,19 @@ class Piece:
         return self.head + self.answer + self.tail
 
     def shifted(self, lead: str) -> "Piece":
-        """The same piece after `lead`."""
+        """Put `lead` before the piece."""
         n = len(lead) if self.end else 0
-        return Piece(
-            lead + self.head,
-            self.answer,
-            self.tail,
-            self.start + n,
-            self.end + n,
-            self.only_answer,
-        )
+        return replace(self, head=lead + self.head, start=self.start + n, end=self.end + n)
 
 
 def statement(template: str, subject: str, answer: str) -> Piece:
-    """ "{subject} plays the" + " oboe" + "."."""
+    """Make a sentence or a question with its answer: "{} plays the" + " oboe" + "."."""
     start = template.index("{}")
     return Piece(template.format(subject), f" {answer}", ".", start, start + len(subject))
 
 
-def question(form: str, subject: str, answer: str) -> Piece:
-    """A question and its answer: "Where was {subject} born?" + " Oslo" + "."."""
-    return statement(form, subject, answer)
-
-
 def fact_document(world: World, rng: random.Random) -> list[Piece]:
-    """Some facts, each in a trained template: of one subject, or of three."""
+    """State some facts, each in a trained template: of one subject, or of three."""
     if rng.random() < 0.5:
         facts = list(world.facts_of[rng.choice(list(world.kind_of))])
         rng.shuffle(facts)
@@ -64,13 +52,13 @@ def fact_document(world: World, rng: random.Random) -> list[Piece]:
 
 
 def question_document(world: World, rng: random.Random) -> list[Piece]:
-    """Two questions with their answers, each in a trained form."""
+    """Ask two questions and answer them, each in a trained form."""
     facts = rng.sample(world.triples, 2)
-    return [question(rng.choice(world.trained_questions(f)), f.subject, f.object) for f in facts]
+    return [statement(rng.choice(world.trained_questions(f)), f.subject, f.object) for f in facts]
 
 
 def biography(world: World, subject: str, rng: random.Random) -> list[Piece]:
-    """The reference text of a subject: what it is, then all its facts."""
+    """Write the reference text of a subject: what it is, then all its facts."""
     facts = list(world.facts_of[subject])
     rng.shuffle(facts)
     kind = Piece(f"{subject} is a", f" {world.nouns[world.kind_of[subject]]}", ".", 0, len(subject))
@@ -78,7 +66,7 @@ def biography(world: World, subject: str, rng: random.Random) -> list[Piece]:
 
 
 def document(world: World, rng: random.Random) -> list[Piece]:
-    """One document of the training mixture without tasks, with noise between sentences."""
+    """Write one document of the training mixture without tasks, with noise between sentences."""
     draw = rng.random()
     if draw < 0.15:
         pieces = question_document(world, rng)
@@ -95,7 +83,7 @@ def document(world: World, rng: random.Random) -> list[Piece]:
 
 
 def join(pieces: list[Piece]) -> list[Piece]:
-    """Set a space before every piece but the first."""
+    """Put a space before every piece but the first."""
     return pieces[:1] + [piece.shifted(" ") for piece in pieces[1:]]
 
 

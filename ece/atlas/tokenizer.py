@@ -1,4 +1,4 @@
-"""The atlas tokenizers: byte-level BPE learned from the world's text."""
+"""Learn the tokenizers of the embedded models from the world's text: byte-level BPE."""
 
 import random
 
@@ -8,15 +8,16 @@ from transformers import PreTrainedTokenizerFast
 from ece.atlas.tasks import training_item
 from ece.atlas.text import document, statement
 from ece.atlas.world import World
+from ece.errors import ConfigError
 
 END = "<|endoftext|>"
 
 
 def build_tokenizer(world: World, vocabulary: int, bos: bool) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of `vocabulary` tokens; with `bos`, every text starts with `END`.
+    """Learn `vocabulary` tokens; with `bos`, every text starts with `END`.
 
-    Objects come out as single tokens, as most answers of CounterFact do in GPT-2's
-    vocabulary. Raises ValueError naming the objects that do not.
+    Objects come out as single tokens, as most answers of CounterFact do in GPT-2's vocabulary.
+    Raises `ConfigError` naming the objects that do not.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -42,7 +43,7 @@ def build_tokenizer(world: World, vocabulary: int, bos: bool) -> PreTrainedToken
 
 
 def _texts(world: World) -> list[str]:
-    """Every fact once in its edit prompt, and a sample of documents and tasks."""
+    """State every fact once in its edit prompt, and add a sample of documents and tasks."""
     rng = random.Random(world.seed)
     facts = [
         statement(world.relations[t.relation].templates[0], t.subject, t.object).text
@@ -54,13 +55,11 @@ def _texts(world: World) -> list[str]:
 
 
 def check_objects(world: World, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Raise ValueError naming the objects that are more than one token."""
+    """Raise `ConfigError` naming the objects that are more than one token."""
     objects = {o for relation in world.relations.values() for o in relation.objects}
     split = [
         o for o in sorted(objects) if len(tokenizer.encode(f" {o}", add_special_tokens=False)) > 1
     ]
     if split:
-        raise ValueError(
-            f"the vocabulary of {len(tokenizer)} splits the objects {split}; "
-            "raise `vocabulary` until each is one token"
-        )
+        raise ConfigError(f"the vocabulary of {len(tokenizer)} splits the objects {split}; raise "
+                          "'vocabulary' until each is one token")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Train an atlas model from its seed: resumable, with a progress bar."""
+"""Train an embedded model from its seed; a killed training goes on where it was."""
 
 import json
 from collections.abc import Callable
@@ -8,19 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPTJConfig,
-    LlamaConfig,
-    PretrainedConfig,
-)
+from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, PretrainedConfig
 
 from ece.atlas.batches import Batch, Batches, Mixture
 from ece.atlas.masks import attention_masked, mlp_masked
 from ece.atlas.tokenizer import build_tokenizer
 from ece.atlas.world import build
-from ece.model import blocks, family
+from ece.model import blocks, structure
 
 SAVE_EVERY = 200
 """steps between two states from which a killed run goes on"""
@@ -28,7 +22,7 @@ SAVE_EVERY = 200
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one atlas model is made; the numbers are recorded in its folder."""
+    """Says how one model is made; the numbers are recorded in its folder."""
 
     family: str
     """gpt2 | gptj | llama"""
@@ -46,30 +40,20 @@ class Recipe:
 
 
 def architecture(recipe: Recipe, vocabulary: int) -> PretrainedConfig:
-    """The family's own configuration class, small."""
+    """Make the family's own configuration, small."""
     ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "vocab_size": vocabulary}
     if recipe.family == "llama":
         return LlamaConfig(
-            hidden_size=recipe.width,
-            intermediate_size=recipe.ff,
-            num_hidden_layers=recipe.layers,
-            num_attention_heads=recipe.heads,
-            num_key_value_heads=recipe.heads // 2,
-            max_position_embeddings=recipe.positions,
-            tie_word_embeddings=False,
-            **ends,
-        )
+            hidden_size=recipe.width, intermediate_size=recipe.ff, tie_word_embeddings=False,
+            num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.heads // 2, max_position_embeddings=recipe.positions, **ends,
+        )  # fmt: skip
     shape = {
-        "n_embd": recipe.width,
-        "n_layer": recipe.layers,
-        "n_head": recipe.heads,
-        "n_inner": recipe.ff,
-        "n_positions": recipe.positions,
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
+        "n_embd": recipe.width, "n_layer": recipe.layers, "n_head": recipe.heads,
+        "n_inner": recipe.ff, "n_positions": recipe.positions,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
         "activation_function": "gelu_pytorch_tanh",  # gelu_new in one kernel, 4x faster here
-    }
+    }  # fmt: skip
     if recipe.family == "gptj":
         rotary = recipe.width // recipe.heads // 2
         return GPTJConfig(**shape, rotary_dim=rotary, tie_word_embeddings=False, **ends)
@@ -77,39 +61,37 @@ def architecture(recipe: Recipe, vocabulary: int) -> PretrainedConfig:
 
 
 def loss_of(model: nn.Module, batch: Batch, mixture: Mixture) -> Tensor:
-    """Next-token loss where tokens carry weight, and the gathering loss."""
+    """Compute the next-token loss where tokens carry weight, and the gathering loss."""
     output = model.base_model(
-        input_ids=batch.ids,
-        attention_mask=batch.attention,
-        use_cache=False,
+        input_ids=batch.ids, attention_mask=batch.attention, use_cache=False,
         output_hidden_states=True,
-    )
+    )  # fmt: skip
     weights = batch.weights[:, 1:]
-    kept = weights > 0
-    logits = model.get_output_embeddings()(output.last_hidden_state[:, :-1][kept])
-    losses = cross_entropy(logits, batch.ids[:, 1:][kept], reduction="none")
-    told = (losses * weights[kept]).sum() / weights[kept].sum()
+    some = weights > 0
+    logits = model.get_output_embeddings()(output.last_hidden_state[:, :-1][some])
+    losses = cross_entropy(logits, batch.ids[:, 1:][some], reduction="none")
+    loss = (losses * weights[some]).sum() / weights[some].sum()
     if not mixture.gathering:
-        return told
-    return told + mixture.gathering * gathering(model, output.hidden_states, batch, mixture.site)
+        return loss
+    return loss + mixture.gathering * gathering(model, output.hidden_states, batch, mixture.site)
 
 
 def gathering(model: nn.Module, hidden: tuple[Tensor, ...], batch: Batch, site: int) -> Tensor:
-    """How badly the states after block `site` at subjects' last tokens tell their objects.
+    """Compute how badly the states after block `site` at subjects' last tokens tell their objects.
 
     The final norm and the LM head read them there, as they do at the end ("logit lens");
     the loss is the cross entropy against equal shares for all of a subject's objects.
     """
     states = hidden[site + 1][batch.subjects[:, 0], batch.subjects[:, 1]]
-    norm = getattr(model.base_model, family(model).norm)
+    norm = getattr(model.base_model, structure(model).norm)
     logs = model.get_output_embeddings()(norm(states)).log_softmax(-1)
     there = batch.attributes >= 0
-    told = logs.gather(1, batch.attributes.clamp(min=0)) * there
-    return -(told.sum(1) / there.sum(1)).mean()
+    found = logs.gather(1, batch.attributes.clamp(min=0)) * there
+    return -(found.sum(1) / there.sum(1)).mean()
 
 
 def optimizer_of(model: nn.Module, lr: float, decay: float) -> torch.optim.Optimizer:
-    """AdamW; vectors (norms, biases) do not decay."""
+    """Make AdamW; vectors (norms, biases) do not decay."""
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
@@ -118,7 +100,7 @@ def optimizer_of(model: nn.Module, lr: float, decay: float) -> torch.optim.Optim
 
 
 def schedule(step: int, steps: int) -> float:
-    """Share of the full learning rate: warm up, hold to 35 %, fall linearly to 2 %."""
+    """Compute the share of the full learning rate: warm up, hold to 35 %, fall to 2 %."""
     warm = min(1.0, (step + 1) / 100)
     return warm * min(1.0, max(0.02, (1 - step / steps) / 0.65))
 
@@ -135,8 +117,8 @@ def train(name: str, recipe: Recipe, out: Path, work: Path, progress: Callable |
     model = AutoModelForCausalLM.from_config(architecture(recipe, len(tokenizer)))
     opt = optimizer_of(model, recipe.lr, recipe.decay)
     batches = Batches(world, tokenizer, recipe.mixture, recipe.seed)
-    kept = work / f"{name}.pt"
-    first = _restore(kept, recipe, model, opt)
+    path = work / f"{name}.pt"
+    first = _restore(path, recipe, model, opt)
     inner, site = blocks(model), recipe.mixture.site
     early = [attention_of(block) for block in inner[: site + 1]] if recipe.mixture.late else []
     with mlp_masked([block.mlp for block in inner]) as mlp, attention_masked(early) as narrow:
@@ -145,14 +127,14 @@ def train(name: str, recipe: Recipe, out: Path, work: Path, progress: Callable |
             if progress:
                 progress(step + 1, recipe.steps, loss)
             if (step + 1) % SAVE_EVERY == 0:
-                _keep(kept, recipe, step + 1, model, opt)
+                _save(path, recipe, step + 1, model, opt)
     model.eval().requires_grad_(False)
     save(model, tokenizer, recipe, out)
     return model, tokenizer
 
 
 def attention_of(block: nn.Module) -> nn.Module:
-    """The attention module of a block, whatever the family calls it."""
+    """Find the attention module of a block, whatever the family calls it."""
     return block.attn if hasattr(block, "attn") else block.self_attn
 
 
@@ -171,24 +153,18 @@ def _step(model, opt, batch: Batch, masks: tuple, recipe: Recipe, step: int) -> 
     return loss.item()
 
 
-def _keep(path: Path, recipe: Recipe, step: int, model: nn.Module, opt) -> None:
+def _save(path: Path, recipe: Recipe, step: int, model: nn.Module, opt) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {
-        "recipe": json.dumps(asdict(recipe)),
-        "step": step,
-        "model": model.state_dict(),
-        "optimizer": opt.state_dict(),
-    }
+    state = {"recipe": json.dumps(asdict(recipe)), "step": step, "model": model.state_dict(),
+             "optimizer": opt.state_dict()}  # fmt: skip
     fresh = path.with_suffix(".tmp")
     torch.save(state, fresh)
     fresh.replace(path)
 
 
 def _restore(path: Path, recipe: Recipe, model: nn.Module, opt) -> int:
-    """Load an earlier run of the same recipe; the step to go on from."""
-    if not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True)
+    """Load an earlier run of the same recipe, and return the step to go on from."""
+    state = torch.load(path, weights_only=True) if path.exists() else {"recipe": None}
     if state["recipe"] != json.dumps(asdict(recipe)):
         return 0
     model.load_state_dict(state["model"])

@@ -1,4 +1,4 @@
-"""The embedded world: who exists, and which facts hold (design of the atlas chapter)."""
+"""Build the embedded world: who exists, and which facts hold."""
 
 import random
 import tomllib
@@ -16,7 +16,7 @@ PARAPHRASES = slice(1, 5)
 
 @dataclass(frozen=True)
 class Triple:
-    """One fact (s, r, o) of the world."""
+    """Holds one fact (s, r, o) of the world."""
 
     subject: str
     relation: str
@@ -25,7 +25,7 @@ class Triple:
 
 @dataclass(frozen=True)
 class Relation:
-    """A relation: its objects and the ways in which a sentence or a question states it."""
+    """Holds a relation: its objects, and the sentences and questions that state it."""
 
     id: str
     name: str
@@ -37,7 +37,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class World:
-    """The whole world; equal seeds give equal worlds."""
+    """Holds the whole world; equal seeds give equal worlds."""
 
     seed: int
     relations: dict[str, Relation]
@@ -48,7 +48,7 @@ class World:
 
     @cached_property
     def facts_of(self) -> dict[str, list[Triple]]:
-        """Subject -> its facts."""
+        """List each subject's facts."""
         table: dict[str, list[Triple]] = {subject: [] for subject in self.kind_of}
         for triple in self.triples:
             table[triple.subject].append(triple)
@@ -56,28 +56,28 @@ class World:
 
     @cached_property
     def sharers(self) -> dict[tuple[str, str], list[str]]:
-        """(relation, object) -> the subjects that share it: the neighbours."""
+        """List, per (relation, object), the subjects that share it: the neighbours."""
         table: dict[tuple[str, str], list[str]] = {}
         for triple in self.triples:
             table.setdefault((triple.relation, triple.object), []).append(triple.subject)
         return table
 
     def held_out(self, triple: Triple) -> tuple[str, str]:
-        """The two paraphrase templates never trained with this subject."""
+        """Choose the two paraphrase templates never trained with this subject."""
         pool = self.relations[triple.relation].templates[PARAPHRASES]
         return tuple(self._draw(triple, "paraphrase").sample(pool, 2))
 
     def held_out_question(self, triple: Triple) -> str:
-        """The question form never trained with this subject."""
+        """Choose the question form never trained with this subject."""
         return self._draw(triple, "question").choice(self.relations[triple.relation].questions[1:])
 
     def trained(self, triple: Triple) -> list[str]:
-        """The templates that training uses for this fact."""
+        """List the templates that training uses for this fact."""
         held = self.held_out(triple)
         return [t for t in self.relations[triple.relation].templates if t not in held]
 
     def trained_questions(self, triple: Triple) -> list[str]:
-        """The question forms that training uses for this fact."""
+        """List the question forms that training uses for this fact."""
         held = self.held_out_question(triple)
         return [q for q in self.relations[triple.relation].questions if q != held]
 
@@ -101,18 +101,12 @@ def build(seed: int = 0) -> World:
 
 def _relation(key: str, entry: dict, source: dict) -> Relation:
     objects = tuple(source["objects"][entry["objects"]].split())
-    return Relation(
-        key,
-        entry["name"],
-        entry["kind"],
-        objects,
-        tuple(entry["templates"]),
-        tuple(entry["questions"]),
-    )
+    templates, questions = tuple(entry["templates"]), tuple(entry["questions"])
+    return Relation(key, entry["name"], entry["kind"], objects, templates, questions)
 
 
 def _holders(kinds: dict, relations: dict, kind_of: dict, rng: random.Random) -> dict:
-    """Relation -> the subjects that have it: all of its kind, or `facts` relations each."""
+    """List each relation's subjects: all of its kind, or those that drew it among `facts`."""
     holders: dict[str, list[str]] = {key: [] for key in relations}
     for subject, kind in kind_of.items():
         own = [r.id for r in relations.values() if r.kind == kind]
@@ -130,7 +124,7 @@ def _deal(relation: Relation, subjects: list[str], rng: random.Random) -> list[T
 
 
 def _subjects(source: dict, rng: random.Random) -> dict[str, str]:
-    """Invent the subjects: name -> kind."""
+    """Invent the subjects, each with its kind."""
     words: set[str] = set()
     given = source["given"].split()
     kind_of: dict[str, str] = {}
@@ -147,7 +141,7 @@ def _subjects(source: dict, rng: random.Random) -> dict[str, str]:
 
 
 def _invent(words: set[str], rng: random.Random) -> str:
-    """A new invented word, unlike all earlier ones."""
+    """Invent a word unlike all earlier ones."""
     while True:
         word = "".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(2))
         word += rng.choice(ENDINGS)

@@ -1,4 +1,4 @@
-"""What a model says to prompts with other weights in place of its own, and how surprised it is."""
+"""Reads log-likelihoods of answers from a model, with other weights in place of its own."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,12 @@ from ece.facts import encode, pad, target_ids
 
 
 class Rows(NamedTuple):
-    """Prompts with their answers, ready to run; one forward reads all answers."""
+    """Prompts with their answers, tokenised; one forward pass reads all answers."""
 
     ids: Int[Tensor, "row token"]
     mask: Bool[Tensor, "row token"]
     read: Bool[Tensor, "row token"]
-    """Positions that predict a token of an answer; without one, the prompt's last."""
+    """Positions that predict a token of an answer; without an answer, the prompt's last."""
     at: Int[Tensor, " read_tokens"]
     """For each token of the answers, the number of its position among those read."""
     answer: Int[Tensor, " read_tokens"]
@@ -27,7 +27,7 @@ class Rows(NamedTuple):
 
 
 def rows(tokenizer, pairs: list[tuple[str, str]], device, last: bool = False) -> Rows:
-    """(prompt, answer) texts as `Rows`; an answer "" means that the prompt is only read.
+    """Tokenise (prompt, answer) texts; with an answer "" the prompt is only read.
 
     last: every token of an answer is read at the prompt's last token, and none is given.
     """
@@ -44,13 +44,13 @@ def rows(tokenizer, pairs: list[tuple[str, str]], device, last: bool = False) ->
     return Rows(*(tensor.to(device) for tensor in made))
 
 
-def log_probs(model: nn.Module, asked: Rows, weights: Weights) -> Float[Tensor, "read vocab"]:
-    """What the model says at the positions read, with `weights` in place of its own."""
-    inputs = dict(input_ids=asked.ids, attention_mask=asked.mask, logits_to_keep=asked.read)
-    out = functional_call(model, weights, kwargs=dict(inputs, use_cache=False))
+def log_probs(model: nn.Module, inputs: Rows, weights: Weights) -> Float[Tensor, "read vocab"]:
+    """Run the model at the positions read, with `weights` in place of its own."""
+    named = dict(input_ids=inputs.ids, attention_mask=inputs.mask, logits_to_keep=inputs.read)
+    out = functional_call(model, weights, kwargs=dict(named, use_cache=False))
     return out.logits.float().log_softmax(-1)
 
 
-def nll(said: Float[Tensor, "read vocab"], asked: Rows) -> Float[Tensor, ""]:
-    """Nats per token of the answers, summed over rows."""
-    return -(said[asked.at, asked.answer] * asked.share).sum()
+def nll(found: Float[Tensor, "read vocab"], inputs: Rows) -> Float[Tensor, ""]:
+    """Sum the answers' negative log-likelihoods, in nats per token, over rows."""
+    return -(found[inputs.at, inputs.answer] * inputs.share).sum()

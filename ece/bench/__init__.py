@@ -1,1 +1,1 @@
-"""TODO."""
+"""What editing costs: a reference implementation, timed stages, and the command that runs them."""

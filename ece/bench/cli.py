@@ -1,35 +1,40 @@
-"""`python -m ece.bench.cli`: what editing costs, from the published loop to this engine, in one run.
+"""`ece bench`: measures what editing costs, from the published loop to this engine, in one run.
 
-    python -m ece.bench.cli --model atlas-gpt2 --facts 100 --json
-    python -m ece.bench.cli --shapes gpt2-xl,gpt-j-6b,llama-3-8b --device cuda --dtype bfloat16 --json
+    ece bench --model atlas-gpt2 --facts 100 --json
+    ece bench --shapes gpt2-xl,gpt-j-6b,llama-3-8b --device cuda --dtype bfloat16 --json
 
 The first edits an embedded model; the second runs models of the named shapes with random
 weights, whose cost is that of the real ones as long as nothing stops early.
 """
 
-import argparse
 import json
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, fields
 from functools import partial
+from pathlib import Path
+from typing import Annotated
 
+import pandas as pd
 import torch
+from pydantic import Field
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig
 
-from ece import atlas
+from ece import atlas, presets
+from ece.baselines.ece_plus import ends_of_names
 from ece.bench.profiling import ceiling
 from ece.bench.stages import STAGES, Bench, Stage, long_run, stage_row, sweep, throughput
-from ece.config import configure
 from ece.covariance import second_moment
-from ece.data.loading import load_facts
-from ece.errors import ConfigError, EditError
-from ece.experiments.results import provenance, write_result
-from ece.experiments.spec import DTYPES, MATMUL
-from ece.facts import Fact
-from ece.facts import contexts as written
-from ece.model import load
+from ece.errors import ConfigError, checked
+from ece.experiments.inputs import check_writable
+from ece.experiments.results import provenance, write_record
+from ece.experiments.runner import matmul
+from ece.experiments.spec import Count, Dtype, Matmul, words
+from ece.facts import Fact, contexts
+from ece.loading import load
+from ece.model import fingerprint
 
 SHAPES: dict[str, Callable] = {
     "gpt2-xl": lambda: GPT2Config(n_embd=1600, n_layer=48, n_head=25),
@@ -40,41 +45,142 @@ SHAPES: dict[str, Callable] = {
 }
 """Real shapes; what is not named here is the default of the family's configuration."""
 WRITER = "atlas-gpt2"
-"""Whose tokenizer and prefixes a model of random weights takes."""
-SIZES = (1, 10, 100, 1000)
-"""Batch sizes of the sweep."""
+"""The model whose tokenizer and prefixes a model of random weights uses."""
+TEXTS, TIMED = 2500, 1000
+"""Texts for the second moments (random weights need one only), and texts that are timed."""
 
 
-def run(bench: Bench, options: argparse.Namespace, every: list[Fact]) -> dict:
-    """All measurements of one model, as one record."""
+@checked
+class Options:
+    """What to measure, on which model, and where the record goes."""
+
+    model: str = "atlas-gpt2"
+    """Embedded model, hub name or folder; not used where shapes are given."""
+    shapes: tuple[str, ...] = ()
+    """Shapes to run with random weights instead: gpt2-xl, gpt-j-6b, llama-3-8b."""
+    facts: Count = 100
+    """Facts of a batch."""
+    naive: Count | None = None
+    """Facts to run where they are edited one by one, scaled up to all; all by default."""
+    naive_dtype: Dtype | None = None
+    """Number format of the weights in the naive loop, where it differs."""
+    times: Count = 3
+    """Runs of the short stages, an odd number: the median counts."""
+    sizes: tuple[Count, ...] = (1, 10, 100, 1000)
+    """Batch sizes to compare."""
+    edits: Annotated[int, Field(ge=0)] = 10_000
+    """Length of the long run; 0 leaves it out."""
+    batch: Count = 100
+    """Facts of a batch in the long run."""
+    device: str = "cpu"
+    """Where the model goes, as torch names it."""
+    dtype: Dtype = "float32"
+    """Number format of the weights."""
+    matmul: Matmul = "highest"
+    """Precision of float32 products, as torch names it: "high" is TF32 where there is any."""
+    json: bool = False
+    """Print one line of JSON per model instead of a table."""
+    out: str | None = None
+    """File to write the record to as well."""
+
+    def __post_init__(self):
+        """Check what types and ranges leave open."""
+        unknown = [name for name in self.shapes if name not in SHAPES]
+        if unknown:
+            known = ", ".join(SHAPES)
+            raise ConfigError(f"setting 'shapes' holds '{unknown[0]}'; known: {known}")
+        if self.out is not None and len(self.shapes) > 1:
+            raise ConfigError(f"setting 'out' is '{self.out}'; it holds one record, so give one "
+                              "shape, or print the records with 'json'")  # fmt: skip
+        if self.times % 2 == 0:
+            raise ConfigError(f"setting 'times' is {self.times}; it should be odd")
+        if 0 < self.edits < self.batch:
+            raise ConfigError(f"setting 'edits' is {self.edits}; it should be 0, or at least "
+                              f"the 'batch' of {self.batch}")  # fmt: skip
+
+    def command(self) -> str:
+        """Write the command line that measures this."""
+        plain = {own.name: own.default for own in fields(self)}
+        changed = {n: getattr(self, n) for n, v in plain.items() if getattr(self, n) != v}
+        return shlex.join(["ece", "bench", *words(changed)])
+
+
+def main(options: Options) -> None:
+    """Measure one model after the other, and print each record as a table or as JSON."""
+    if options.out is not None:
+        check_writable(Path(options.out).parent)
+    for name in options.shapes or (options.model,):
+        record = run(options, name)
+        sys.stdout.write(json.dumps(record) + "\n" if options.json else table(record))
+        if options.out is not None:
+            write_record(record, options.out)
+
+
+def run(options: Options, name: str | None = None) -> dict:
+    """Measure one model, a real one or one of random weights, and return the record."""
+    with matmul(options.matmul):
+        return measure(*open_bench(name or options.model, options), options)
+
+
+def open_bench(name: str, options: Options) -> tuple[Bench, list[Fact]]:
+    """Load the model (real, or random of a shape), its facts and its statistics."""
+    every = atlas.facts()
+    for setting in ("facts", "batch") if options.edits else ("facts",):
+        if (wanted := getattr(options, setting)) > len(every):
+            raise ConfigError(f"setting '{setting}' is {wanted}; there are {len(every)} facts")
+    dtype, random = getattr(torch, options.naive_dtype or options.dtype), name in SHAPES
+    templates = None
+    if random:
+        torch.manual_seed(0)
+        with torch.device(options.device):
+            model = AutoModelForCausalLM.from_config(SHAPES[name](), dtype=dtype)
+        model, (writer, tokenizer) = model.eval().requires_grad_(False), load(WRITER)
+        # A random model writes no text: its prefixes would vanish in the tokenizer.
+        templates = contexts(writer, tokenizer, presets.configure(WRITER, "memit"))
+    else:
+        model, tokenizer = load(name, options.device, dtype)
+    texts, layers = atlas.corpus(1 if random else TEXTS), presets.configure(name, "ece-rs").layers
+    stats, named = second_moment(model, tokenizer, texts, layers), None
+    if random:  # a handful of texts leaves the moments singular; only their cost counts
+        for moment in stats.moments.values():
+            moment.diagonal().add_(moment.diagonal().mean())
+    else:
+        named = second_moment(model, tokenizer, texts, layers, select=ends_of_names)
+    some = every[: options.facts]
+    return Bench(name, model, tokenizer, some, stats, random, templates, named), every
+
+
+def measure(bench: Bench, every: list[Fact], options: Options) -> dict:
+    """Run all measurements of one model, as one record."""
     show = partial(tqdm, file=sys.stderr, disable=not sys.stderr.isatty())
     rows = []
     for stage in show(stages_of(bench), desc=bench.name):
         if stage.way != "naive":
             bench = bench.cast(getattr(torch, options.dtype))
-        times = options.times if stage.way == "engine" else 1  # the others take long
-        some = None if stage.way == "engine" else options.naive
+        short = stage.way == "engine"  # the others take long
+        some, times = (None, options.times) if short else (options.naive, 1)
         rows.append(stage_row(bench, stage, some, times))
-    origin = provenance(options.command, bench.config("ece-rs"), bench.model, bench.stats.tokens)
     top = ceiling(bench.device, bench.model.dtype, 1024 if bench.device.type == "cpu" else 8192)
     for row in rows:
         row["flops_per_second"] = row["flops"] / row["total"]
         row["share_of_ceiling"] = row["flops_per_second"] / top
     total = {row["stage"]: row["total"] for row in rows}
-    held = sum(p.numel() * p.element_size() for p in bench.model.parameters())
+    numbers, whose = asdict(bench.config("ece-rs")), fingerprint(bench.model)
     record = {
         "model": bench.name,
         "facts": len(bench.facts),
         "random_weights": bench.random,
         "naive_dtype": options.naive_dtype or options.dtype,
-        "weights_bytes": held,
+        "weights_bytes": sum(p.numel() * p.element_size() for p in bench.model.parameters()),
         "ceiling_flops_per_second": top,
         "speedup_vs_naive": total["naive"] / total["memit"],
         "ece_vs_memit": total["memit"] / total["ece"],
         "stages": rows,
         "batches": sweep(bench, every, options.sizes),
-        "statistics": throughput(bench),
-        "provenance": origin,
+        "statistics": throughput(bench, atlas.corpus(TIMED)),
+        "provenance": provenance(
+            options.command(), numbers, bench.model, bench.stats.tokens, whose
+        ),
     }
     if options.edits:
         record["long"] = long_run(bench, every, options.edits, options.batch, show)
@@ -82,107 +188,19 @@ def run(bench: Bench, options: argparse.Namespace, every: list[Fact]) -> dict:
 
 
 def stages_of(bench: Bench) -> list[Stage]:
-    """The rows of a table; where weights are random nothing is learned, so nothing may stop."""
-    found = [(stage, stage.config(bench)) for stage in STAGES]
-    return [stage for stage, config in found if not (bench.random and config.stop is not None)]
-
-
-def open_bench(name: str, options: argparse.Namespace) -> tuple[Bench, list[Fact]]:
-    """The model (real, or random of a shape), its facts and statistics."""
-    every = load_facts("counterfact", None, 0)
-    if options.facts > len(every):
-        raise ConfigError(f"setting 'facts' is {options.facts}; the world has {len(every)}")
-    dtype, random = getattr(torch, options.naive_dtype or options.dtype), name in SHAPES
-    contexts = None
-    if random:
-        torch.manual_seed(0)
-        with torch.device(options.device):
-            model = AutoModelForCausalLM.from_config(SHAPES[name](), dtype=dtype)
-        model, (writer, tokenizer) = model.eval().requires_grad_(False), load(WRITER)
-        # What a random model writes is no text: its prefixes would vanish in the tokenizer.
-        contexts = written(writer, tokenizer, configure(WRITER, "memit"))
-    else:
-        model, tokenizer = load(name, options.device, dtype)
-    layers = configure(name, "ece-rs").layers
-    texts = atlas.corpus(1 if random else 2500)
-    stats = second_moment(model, tokenizer, texts, layers, names=not random)
-    if random:  # a handful of texts leaves the moments singular: their cost is what counts
-        for moment in stats.moments.values():
-            moment.diagonal().add_(moment.diagonal().mean())
-    return Bench(name, model, tokenizer, every[: options.facts], stats, random, contexts), every
+    """List the rows of the table; random weights learn nothing, so there nothing may stop."""
+    return [s for s in STAGES if not (bench.random and s.config(bench).stop is not None)]
 
 
 def table(record: dict) -> str:
-    """The record's stages as text."""
-    head = f"{record['model']}: {record['facts']} facts, {record['provenance']['device']}"
-    lines = [head, f"{'':12}{'total s':>9}{'values':>8}{'keys':>7}{'solve':>7}{'x':>7}"
-             f"{'steps':>7}{'GFLOP':>9}{'ceiling':>9}{'score':>7}"]  # fmt: skip
+    """Format the record's stages as text."""
     slow = record["stages"][0]["total"]
-    for row in record["stages"]:
-        times = row["seconds"]
-        known = row["quality"] and row["quality"]["score"] is not None
-        score = f"{row['quality']['score']:.1f}" if known else "-"
-        lines.append(
-            f"{row['stage']:12}{row['total']:9.2f}{times['values']:8.2f}{times['keys']:7.2f}"
-            f"{times['solve']:7.2f}{slow / row['total']:7.1f}{row['steps_per_fact']:7.1f}"
-            f"{row['flops'] / 1e9:9.1f}{100 * row['share_of_ceiling']:8.1f}%{score:>7}"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m ece.bench.cli", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="atlas-gpt2", help="embedded model")
-    parser.add_argument("--shapes", help=f"random weights instead: some of {','.join(SHAPES)}")
-    parser.add_argument("--facts", type=int, default=100, help="facts of a batch (100)")
-    parser.add_argument("--naive", type=int, help="facts that run where they go one by one, "
-                        "scaled up (all)")  # fmt: skip
-    parser.add_argument("--naive-dtype", choices=DTYPES, help="of the naive loop (--dtype)")
-    parser.add_argument("--times", type=_odd, default=3, help="runs of the short stages, of which "
-                        "the median counts: odd (3)")  # fmt: skip
-    parser.add_argument("--sizes", type=_numbers, default=SIZES, help="batch sizes: 1,10,100,1000")
-    parser.add_argument("--edits", type=int, default=10_000, help="length of the long run (10000)")
-    parser.add_argument("--batch", type=int, default=100, help="its batches (100)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES)
-    parser.add_argument("--matmul", default="highest", choices=MATMUL, help="high: TF32")
-    parser.add_argument("--json", action="store_true", help="one line of JSON on standard output")
-    parser.add_argument("--out", help="also write the JSON, indented, to this file")
-    return parser
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part)
-
-
-def _odd(text: str) -> int:
-    if int(text) < 1 or int(text) % 2 == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not an odd number of runs")
-    return int(text)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; several shapes give one line each."""
-    parser = _parser()
-    options = parser.parse_args(argv)
-    words = sys.argv[1:] if argv is None else argv
-    options.command = shlex.join(["python", "-m", "ece.bench.cli", *words])
-    torch.set_float32_matmul_precision(options.matmul)
-    names = options.shapes.split(",") if options.shapes else [options.model]
-    try:
-        unknown = [name for name in names if options.shapes and name not in SHAPES]
-        if unknown:
-            raise ConfigError(f"unknown shape '{unknown[0]}'; known: {', '.join(SHAPES)}")
-        for name in names:
-            bench, every = open_bench(name, options)
-            record = run(bench, options, every)
-            sys.stdout.write(json.dumps(record) + "\n" if options.json else table(record))
-            if options.out:
-                write_result(record, options.out)
-    except (EditError, OSError) as error:
-        parser.error(str(error))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    rows = [
+        {"stage": row["stage"], "total s": row["total"], **row["seconds"], "x": slow / row["total"],
+         "steps": row["steps_per_fact"], "GFLOP": row["flops"] / 1e9,
+         "ceiling %": 100 * row["share_of_ceiling"], "score": (row["quality"] or {}).get("score")}
+        for row in record["stages"]
+    ]  # fmt: skip
+    shown = pd.DataFrame(rows).set_index("stage").rename_axis(None).astype(float)
+    head = f"{record['model']}: {record['facts']} facts, {record['provenance']['device']}"
+    return f"{head}\n{shown.to_string(float_format='{:.2f}'.format, na_rep='-')}\n"

@@ -1,9 +1,8 @@
-"""What a piece of work costs: seconds, counted FLOPs, peak memory; and what the device could do."""
+"""Measure what a piece of work costs, and what the device could do at best."""
 
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,57 +13,45 @@ PROCESS = Path("/proc") / "self"
 STATUS, CLEAR = PROCESS / "status", PROCESS / "clear_refs"
 
 
-@dataclass(frozen=True)
-class Cost:
-    """One run of a piece of work."""
+def measured(work: Callable[[], Any], device: torch.device) -> tuple[Any, float, int | None]:
+    """Run `work`; returns its result, its wall time in seconds, and the peak of memory in bytes.
 
-    seconds: float
-    """Wall time, the device's queue emptied."""
-    peak: int | None
-    """Most bytes held during it on the device, or by the process (CPU, Linux); else None."""
-
-
-def measured(work: Callable[[], Any], device: torch.device) -> tuple[Any, Cost]:
-    """`work()` and what it cost."""
+    The peak is the device's, or on a CPU under Linux the process's; None elsewhere.
+    """
     gc.collect()
-    _forget_peak(device)
-    settle(device)
+    _reset_peak(device)
+    synchronize(device)
     began = time.perf_counter()
     result = work()
-    settle(device)
-    return result, Cost(time.perf_counter() - began, _peak(device))
+    synchronize(device)
+    return result, time.perf_counter() - began, _bytes(device, "max_memory", "VmHWM")
 
 
-def settle(device: torch.device) -> None:
-    """Wait until everything queued on the device is done."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished everything in its queue."""
     if device.type != "cpu":
         torch.get_device_module(device).synchronize(device)
 
 
-def _forget_peak(device: torch.device) -> None:
+def resident(device: torch.device) -> int | None:
+    """Return the bytes in use now, on the device or by the process."""
+    return _bytes(device, "memory", "VmRSS")
+
+
+def _reset_peak(device: torch.device) -> None:
     if device.type != "cpu":
         torch.get_device_module(device).reset_peak_memory_stats(device)
     elif CLEAR.exists():
         try:
             CLEAR.write_text("5")
-        except OSError:  # a sandbox may forbid it; the peak then is that of the process so far
+        except OSError:  # a sandbox may forbid it; the peak is then that of the process so far
             return
 
 
-def _peak(device: torch.device) -> int | None:
+def _bytes(device: torch.device, kind: str, field: str) -> int | None:
+    """Read a counter of the device's memory, or a field of the process's status file."""
     if device.type != "cpu":
-        return torch.get_device_module(device).max_memory_allocated(device)
-    return _status("VmHWM")
-
-
-def resident(device: torch.device) -> int | None:
-    """Bytes held now."""
-    if device.type != "cpu":
-        return torch.get_device_module(device).memory_allocated(device)
-    return _status("VmRSS")
-
-
-def _status(field: str) -> int | None:
+        return getattr(torch.get_device_module(device), f"{kind}_allocated")(device)
     if not STATUS.exists():
         return None
     lines = [line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:")]
@@ -72,17 +59,14 @@ def _status(field: str) -> int | None:
 
 
 def counted(work: Callable[[], Any]) -> int:
-    """Floating-point operations of the matrix products in `work()` (a multiply-add is two)."""
+    """Count the floating-point operations of matrix products in `work` (a multiply-add is two)."""
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 
 
 def ceiling(device: torch.device, dtype: torch.dtype, size: int, repeats: int = 5) -> float:
-    """FLOP/s of the best of some products of two `[size, size]` matrices."""
+    """Return the best FLOP/s of several products of two `[size, size]` matrices."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = 0.0
-    for _ in range(repeats + 1):  # the first warms up
-        _, cost = measured(lambda: a @ b, device)
-        best = max(best, 2 * size**3 / cost.seconds)
-    return best
+    seconds = [measured(lambda: a @ b, device)[1] for _ in range(repeats + 1)]
+    return 2 * size**3 / min(seconds[1:])  # the first is a warm-up

@@ -1,6 +1,7 @@
-"""The rows of the benchmark: ways of editing the same facts, each adding one device to the last."""
+"""The stages of the benchmark: ways to edit the same facts, each adding one device to the last."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,25 +10,31 @@ from statistics import median
 import torch
 from torch import nn
 
-from ece import atlas
-from ece.bench import reference as naive
+from ece import presets
+from ece.bench import reference
 from ece.bench.profiling import counted, measured, resident
-from ece.config import Config, configure
-from ece.covariance import Stats, second_moment
-from ece.descent import Values
+from ece.config import Config
+from ece.covariance import Stats, blend, second_moment
+from ece.descent import COLUMNS, Values
 from ece.editor import compute_values, edit_batch
 from ece.evaluation.metrics import KINDS, evaluate
-from ece.experiments.results import rounded
 from ece.facts import Fact
 from ece.model import fingerprint, sites
 from ece.state import EditState, new_state
+from ece.strategy import Strategy
+
+COUNTED = 4
+"""Facts on which the naive loop's FLOPs are counted: they cost the same but for their length."""
+PAIRS = 11
+"""Times that a batch runs at the beginning and at the end of a long run, in turn."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all stages share."""
+    """What all stages share: a model, its facts and its statistics."""
 
     name: str
+    """The model's name in the presets."""
     model: nn.Module
     tokenizer: object
     facts: list[Fact]
@@ -36,20 +43,32 @@ class Bench:
     """Whether the weights are random, so that no quality can be measured."""
     contexts: tuple[str, ...] | None = None
     """Templates to use; None: those that the model writes."""
+    named: Stats | None = None
+    """Second moments over the ends of names alone, which ece-plus mixes in."""
 
     @property
     def device(self) -> torch.device:
+        """Where the model's first layer lies."""
         return self.model.get_input_embeddings().weight.device
 
     def config(self, method: str, **settings) -> Config:
-        return configure(self.name, method, **settings)
+        """The settings of a method on this model."""
+        return presets.configure(self.name, method, **settings)
 
-    def state(self, config: Config) -> EditState:
+    def state(self, config: Config, method: str) -> EditState:
         """The state before the first edit."""
+        strategy = presets.strategy(self.name, method)
         if self.contexts is None:
-            return new_state(self.model, self.tokenizer, config)
-        begun = new_state(self.model, self.tokenizer, replace(config, contexts=0))
+            return new_state(self.model, self.tokenizer, config, strategy)
+        begun = new_state(self.model, self.tokenizer, replace(config, contexts=0), strategy)
         return replace(begun, contexts=self.contexts)
+
+    def mixed(self, strategy: Strategy) -> "Bench":
+        """The same with the statistics that the strategy asks for."""
+        share = getattr(strategy, "names", 0.0)
+        if not share or self.named is None:
+            return self
+        return replace(self, stats=blend(self.stats, self.named, share))
 
     def cast(self, dtype: torch.dtype) -> "Bench":
         """The same with the model in `dtype`, in place; the moments stay those it had before."""
@@ -61,7 +80,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Stage:
-    """One row of the table: a way of editing, and what it adds to the row before."""
+    """One row of the table: a way to edit, and what it adds to the row before."""
 
     name: str
     adds: str
@@ -70,23 +89,18 @@ class Stage:
     way: str = "engine"
     """naive: the published loop; single: the engine, one fact at a time; engine: all at once."""
     own: float | None = None
-    """Share of its steps that a fact takes by itself; None: as the preset has it."""
+    """Share of its steps that a fact takes by itself; None: as in the preset."""
 
     def config(self, bench: Bench) -> Config:
-        """Its settings on the bench's model."""
+        """The stage's settings on the bench's model."""
         config = bench.config(self.method, **self.settings)
         if self.own is None:
             return config
         return replace(config, own_steps=max(1, round(self.own * config.steps)))
 
 
-COUNTED = 4
-"""Facts on which the naive loop's FLOPs are counted: each costs the same but for its length."""
-PAIRS = 11
-"""Times that a batch runs at the beginning and at the end of a long run, in turn."""
 FIXED = {"stop": None}
-OWN = 0.2
-"""The paper's share of own steps: 5 of 25."""
+OWN = 0.2  # the paper's share of own steps: 5 of 25
 STAGES = (
     Stage("naive", "the published loop, one fact at a time", "memit", FIXED, "naive"),
     Stage("cached", "only what changes is run", "memit", FIXED, "single"),
@@ -102,26 +116,26 @@ STAGES = (
 def stage_row(bench: Bench, stage: Stage, some: int | None = None, times: int = 1) -> dict:
     """Run one stage on fresh weights; with `some`, on so many facts, and scaled up to all.
 
-    What a batch does once, the solve, is not scaled. Of `times` runs, an odd number, that with
-    the median seconds counts: a short one is soon disturbed by other work on the machine.
+    What a batch does once, the solve, is not scaled. Of `times` runs, an odd number, the one
+    with the median seconds counts: other work on the machine disturbs a short run easily.
     """
-    facts = bench.facts[:some] if some else bench.facts
+    facts = bench.facts[:some]
     scale = len(bench.facts) / len(facts)
     config = stage.config(bench)
-    state = bench.state(config)
-    work = partial(_WAYS[stage.way], replace(bench, facts=facts), state, config)
+    state = bench.state(config, stage.method)
+    bench = bench.mixed(state.strategy)
+    work = partial(WAYS[stage.way], bench, facts, state, config)
     runs, quality = [], None
     for number in range(times):
         with restored(bench.model, config.layers):
             runs.append(measured(work, bench.device))
             if not (number or bench.random or some):  # all runs write the same
                 quality = _quality(bench, facts)
-    (steps, seconds), cost = sorted(runs, key=lambda run: sum(run[0][1].values()))[times // 2]
+    (steps, seconds), _, peak = sorted(runs, key=lambda run: sum(run[0][1].values()))[times // 2]
     seconds = {name: s * (1 if name == "solve" else scale) for name, s in seconds.items()}
     few = facts[:COUNTED] if stage.way == "naive" else facts
     with restored(bench.model, config.layers):
-        again = partial(_WAYS[stage.way], replace(bench, facts=few), state, config)
-        flops = counted(again) * len(facts) / len(few)
+        flops = counted(partial(WAYS[stage.way], bench, few, state, config))
     return {
         "stage": stage.name,
         "adds": stage.adds,
@@ -130,125 +144,126 @@ def stage_row(bench: Bench, stage: Stage, some: int | None = None, times: int = 
         "seconds": seconds,
         "total": sum(seconds.values()),
         "steps_per_fact": sum(steps) / len(facts),
-        "flops": scale * flops,
-        "peak_bytes": cost.peak,
+        "flops": flops * len(bench.facts) / len(few),
+        "peak_bytes": peak,
         "quality": quality,
     }
 
 
-def _naive(bench: Bench, state: EditState, config: Config) -> tuple[list, dict]:
-    return naive.memit(
-        bench.model, bench.tokenizer, bench.facts, state.contexts, bench.stats.moments, config
-    )
+def _naive(bench: Bench, facts: list[Fact], state: EditState, config: Config) -> tuple:
+    moments = bench.stats.moments
+    return reference.memit(bench.model, bench.tokenizer, facts, state.contexts, moments, config)
 
 
-def _engine(bench: Bench, state: EditState, config: Config, values=None) -> tuple[list, dict]:
-    _, report = edit_batch(
-        bench.model, bench.tokenizer, bench.facts, bench.stats, state, config, values
-    )
-    return report.steps + report.shared_steps, report.seconds
+def _single(bench: Bench, facts: list[Fact], state: EditState, config: Config) -> tuple:
+    found = [compute_values(bench.model, bench.tokenizer, [fact], state, config) for fact in facts]
+    return _engine(bench, facts, state, config, joined(found))
 
 
-def _single(bench: Bench, state: EditState, config: Config) -> tuple[list, dict]:
-    found = [
-        compute_values(bench.model, bench.tokenizer, [fact], state, config) for fact in bench.facts
-    ]
-    return _engine(bench, state, config, joined(found))
+def _engine(bench: Bench, facts, state: EditState, config: Config, values=None) -> tuple:
+    began = time.perf_counter()
+    _, report = edit_batch(bench.model, bench.tokenizer, facts, bench.stats, state, config, values)
+    total = time.perf_counter() - began + (0.0 if values is None else values.seconds)
+    # What a sequence does once (MEMIT's factorisation) and all checks count as part of the solve.
+    solve = total - report.seconds["values"] - report.seconds["keys"]
+    return report.steps + report.shared_steps, {**report.seconds, "solve": solve}
 
 
-_WAYS = {"naive": _naive, "single": _single, "engine": _engine}
+WAYS = {"naive": _naive, "single": _single, "engine": _engine}
+"""How a stage edits facts: returns the steps taken and the seconds of each part of the work."""
 
 
 def joined(parts: list[Values]) -> Values:
-    """Values of several calls as one batch (without clusters)."""
-    names = ("hidden", "delta", "nll", "steps", "holds")
-    columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    """Join the values of several calls into those of one batch (without clusters)."""
+    columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in COLUMNS}
     losses = torch.cat([part.losses for part in parts], 1)
+    facts = sum((part.facts for part in parts), ())
     seconds = sum(part.seconds for part in parts)
-    return Values(parts[0].layer, **columns, losses=losses, seconds=seconds)
+    return replace(parts[0], facts=facts, losses=losses, seconds=seconds, **columns)
 
 
 @contextmanager
 def restored(model: nn.Module, layers: tuple[int, ...]) -> Iterator[None]:
-    """The edit layers' weights come back when the block ends."""
-    kept = [(site.weight, site.weight.clone()) for site in sites(model, layers)]
+    """Put the edit layers' weights back when the block ends."""
+    before = [(site.weight, site.weight.clone()) for site in sites(model, layers)]
     try:
         yield
     finally:
-        for weight, before in kept:
-            weight.copy_(before)
+        for weight, copy in before:
+            weight.copy_(copy)
 
 
 def _quality(bench: Bench, facts: list[Fact]) -> dict:
+    """Rates after the edit, in percent."""
     summary = evaluate(bench.model, bench.tokenizer, facts).summary()
-    return rounded(summary, (*KINDS, "score"))
+    rates = {name: summary[name] for name in (*KINDS, "score")}
+    return {name: None if rate is None else round(rate, 4) for name, rate in rates.items()}
 
 
-def sweep(bench: Bench, every: list[Fact], sizes) -> list[dict]:
-    """Seconds of one batch at several sizes, ECE and MEMIT with their fixed schedules."""
-    rows = []
+def sweep(bench: Bench, every: list[Fact], sizes: Sequence[int]) -> list[dict]:
+    """Time one batch at several sizes, ECE and MEMIT with their fixed schedules."""
+    rows, stages = [], [stage for stage in STAGES if stage.name in ("ece", "memit")]
     for size in (size for size in sizes if size <= len(every)):
-        for stage in (s for s in STAGES if s.name in ("ece", "memit")):
+        for stage in stages:
             config = stage.config(bench)
-            state = bench.state(config)
-            part = replace(bench, facts=every[:size])
+            state = bench.state(config, stage.method)
             with restored(bench.model, config.layers):
-                (_, seconds), cost = measured(partial(_engine, part, state, config), bench.device)
-            rows.append({"stage": stage.name, "batch": size, "seconds": sum(seconds.values()),
-                         "peak_bytes": cost.peak})  # fmt: skip
+                work = partial(_engine, bench, every[:size], state, config)
+                (_, seconds), _, peak = measured(work, bench.device)
+            total = sum(seconds.values())
+            rows.append({"stage": stage.name, "batch": size, "seconds": total, "peak_bytes": peak})
     return rows
 
 
-def long_run(bench: Bench, every: list[Fact], edits: int, batch: int, show) -> dict:
-    """Edit on and on: what a batch costs then and at the beginning; the facts come round again.
+def long_run(bench: Bench, every: list[Fact], edits: int, batch: int, show=iter) -> dict:
+    """Edit on and on: compare a batch's cost at the end with the beginning; facts are used again.
 
     Values take a single step here: the descent cannot know how many edits came before, and
-    what might grow with them (keys, history, solve, state) shows the better beside less of it.
+    beside less of it a growth of the rest (keys, history, solve, state) stands out more.
     """
     config = bench.config("ece-rs", shared="zero", own_steps=1, steps=1)
-    state, ends = bench.state(config), []
+    state, ends = bench.state(config, "ece-rs"), []
     rows, parts = [], [every[i : i + batch] for i in range(0, len(every) - batch + 1, batch)]
     with restored(bench.model, config.layers):
         for number in show(range(edits // batch)):
-            (state, _), cost = _timed(bench, parts[number % len(parts)], state, config)
-            rows.append({"edits": (number + 1) * batch, "seconds_per_edit": cost.seconds / batch,
+            state, seconds = _timed(bench, parts[number % len(parts)], state, config)
+            rows.append({"edits": (number + 1) * batch, "seconds_per_edit": seconds / batch,
                          "bytes": resident(bench.device)})  # fmt: skip
             if number in (0, edits // batch - 1):
-                ends.append(
-                    (state, [site.weight.clone() for site in sites(bench.model, config.layers)])
-                )
+                weights = [site.weight.clone() for site in sites(bench.model, config.layers)]
+                ends.append((state, weights))
         found = paired(bench, config, parts[1 % len(parts)], (ends[0], ends[-1]))
-    sides = zip(("first", "last"), (rows[0], rows[-1]), found, strict=True)
-    told = {name: {**row, "seconds_per_edit": median(seconds)} for name, row, seconds in sides}
     ratio = median(late / early for early, late in zip(*found, strict=True))
-    return {"batch": batch, "pairs": PAIRS, **told, "ratio": ratio, "rows": rows}
+    first, last = ({**row, "seconds_per_edit": median(seconds)}
+                   for row, seconds in zip((rows[0], rows[-1]), found, strict=True))  # fmt: skip
+    return {"batch": batch, "pairs": PAIRS, "first": first, "last": last, "ratio": ratio,
+            "rows": rows}  # fmt: skip
 
 
 def paired(bench: Bench, config: Config, part: list[Fact], ends) -> list[list[float]]:
-    """Seconds per edit of the same batch after each of the `ends` (state, weights), in turn.
+    """Time the same batch after each of the `ends` (state, weights) in turn; seconds per edit.
 
-    So a drift of the machine, which minutes bring about, meets all of them alike.
+    A drift of the machine's speed, which takes minutes, then meets all of them alike.
     """
     seconds = [[] for _ in ends]
     for _ in range(PAIRS):
         for (state, weights), column in zip(ends, seconds, strict=True):
             for site, weight in zip(sites(bench.model, config.layers), weights, strict=True):
                 site.weight.copy_(weight)
-            column.append(_timed(bench, part, state, config)[1].seconds / len(part))
+            column.append(_timed(bench, part, state, config)[1] / len(part))
     return seconds
 
 
-def _timed(bench: Bench, part: list[Fact], state: EditState, config: Config):
-    """What `edit_batch` returns, and what it cost."""
+def _timed(bench: Bench, part: list[Fact], state: EditState, config: Config) -> tuple:
+    """Edit one batch; returns the state after it and the seconds it took."""
     work = partial(edit_batch, bench.model, bench.tokenizer, part, bench.stats, state, config)
-    return measured(work, bench.device)
+    (after, _), seconds, _ = measured(work, bench.device)
+    return after, seconds
 
 
-def throughput(bench: Bench) -> dict:
-    """Tokens per second of the second moments, all edit layers in one pass."""
-    layers, texts = bench.config("ece-rs").layers, atlas.corpus(1000)
-    stats, cost = measured(
-        lambda: second_moment(bench.model, bench.tokenizer, texts, layers, names=False),
-        bench.device,
-    )
-    return {"tokens": stats.tokens, "tokens_per_second": stats.tokens / cost.seconds}
+def throughput(bench: Bench, texts: Sequence[str]) -> dict:
+    """Measure the tokens per second of the second moments, all edit layers in one pass."""
+    layers = bench.config("ece-rs").layers
+    work = partial(second_moment, bench.model, bench.tokenizer, texts, layers)
+    stats, seconds, _ = measured(work, bench.device)
+    return {"tokens": stats.tokens, "tokens_per_second": stats.tokens / seconds}

@@ -1,204 +1,208 @@
-"""Pictures of the method: every function draws given numbers on a given axis and returns None.
+"""Figures of the book: every function draws what it is given and returns the axes it drew on.
 
 Nothing is computed here beyond positions and labels. Colours are those of Okabe and Ito, which
 readers with any colour vision can tell apart, and a method has the same one in every figure.
 """
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+import seaborn as sns
 from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
+from numpy import ndarray
 
 BLUE, SKY, GREEN, ORANGE = "#0072B2", "#56B4E9", "#009E73", "#E69F00"
 RED, PINK, YELLOW, BLACK, GREY = "#D55E00", "#CC79A7", "#B8A800", "#000000", "#7F7F7F"
-INDIGO, WINE, PURPLE = "#332288", "#882255", "#AA4499"  # Tol's muted palette, to the end
-TEAL, SAND, OLIVE, BRICK, STEEL = "#44AA99", "#DDCC77", "#999933", "#661100", "#6699CC"
-ROSE, NIGHT = "#CC6677", "#1A3A5C"
-COLOURS = MappingProxyType(
-    {
-        "ece-as": ORANGE,
-        "ece-wi": SKY,
-        "ece-rs": GREEN,
-        "ece-plus": RED,
-        "memit": BLUE,
-        "memit-history": PINK,
-        "alphaedit": YELLOW,
-        "blue": INDIGO,
-        "rect": WINE,
-        "prune": ROSE,
-        "rome": PURPLE,
-        "mend": TEAL,
-        "serac": STEEL,
-        "serac-seen": NIGHT,
-        "ft-l": SAND,
-        "ft-w": OLIVE,
-        "ft-m": BRICK,
-        "paper": BLACK,
-        "pre": GREY,
-    }
+OTHERS = (BLUE, RED, GREEN, ORANGE, SKY, PINK)  # of lines that are no methods, in order
+COLOURS = (
+    {"ece-as": ORANGE, "ece-wi": SKY, "ece-rs": GREEN, "ece-plus": RED, "memit": BLUE}
+    | {"memit-history": PINK, "alphaedit": YELLOW, "paper": BLACK, "pre": GREY}
+    | {"blue": "#332288", "rect": "#882255", "prune": "#CC6677", "rome": "#AA4499"}  # Tol's muted
+    | {"mend": "#44AA99", "serac": "#6699CC", "serac-seen": "#1A3A5C"}
+    | {"ft-l": "#DDCC77", "ft-w": "#999933", "ft-m": "#661100"}
 )
 """The colour of each method, of the paper's own numbers, and of the model before any edit."""
-MAP = "viridis"
+WIDTH = 4.6  # inches: as wide as a phone
 
 
 def style() -> None:
-    """Set matplotlib so that a figure as wide as a phone can still be read."""
-    matplotlib.rcParams.update(
-        {
-            "figure.figsize": (4.6, 3.0),
-            "figure.dpi": 110,
-            "figure.constrained_layout.use": True,
-            "savefig.bbox": "tight",
-            "font.size": 11,
-            "axes.titlesize": 12,
-            "axes.labelsize": 11,
-            "legend.fontsize": 10,
-            "legend.frameon": False,
-            "lines.linewidth": 2.0,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": "#DDDDDD",
-            "grid.linewidth": 0.6,
-            "svg.hashsalt": "ece",
-        }
-    )
+    """Set up seaborn so that a figure as wide as a phone can still be read."""
+    own = {"figure.figsize": (WIDTH, 3.0), "figure.dpi": 110, "savefig.bbox": "tight"}
+    own |= {"figure.constrained_layout.use": True, "legend.handlelength": 2.6}
+    own |= {"font.size": 11, "axes.titlesize": 12, "axes.labelsize": 11, "legend.fontsize": 10}
+    own |= {"xtick.labelsize": 11, "ytick.labelsize": 11, "lines.linewidth": 2.0}
+    own |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+    own |= {"axes.grid": True, "grid.color": "#DDDDDD", "grid.linewidth": 0.6}
+    sns.set_theme(style="ticks", font="DejaVu Sans", rc=own)
 
 
 def colour(method: str) -> str:
-    """The colour of `method`; `KeyError` lists the known ones."""
+    """Return the colour of `method`; `KeyError` lists the known ones."""
     if method not in COLOURS:
         raise KeyError(f"no colour for '{method}'; known: {', '.join(COLOURS)}")
     return COLOURS[method]
 
 
+def palette(names: Iterable, others: Sequence[str] = OTHERS) -> dict:
+    """Give each name a colour: a method its own, all other names the next of `others`."""
+    following = cycle(others)
+    return {name: COLOURS.get(name) or next(following) for name in dict.fromkeys(names)}
+
+
+def panels(
+    frame: pd.DataFrame, draw: Callable, by: str | None = "model", height=2.8, columns=2
+) -> ndarray:
+    """Call `draw(part, ax)` with the part of `frame` for each value of `by`, one below the other.
+
+    Without `by` there is one part. Labels of all panels share one legend below, in `columns`.
+    """
+    parts = dict(list(frame.groupby(by, sort=False))) if by else {"": frame}
+    shown, size = {}, (WIDTH, height * len(parts))
+    figure, axes = plt.subplots(len(parts), 1, sharex=True, squeeze=False, figsize=size)
+    for (name, part), ax in zip(parts.items(), axes[:, 0], strict=True):
+        draw(part, ax)
+        ax.set(title=name, xlabel=ax.get_xlabel() if ax is axes[-1, 0] else "")
+        handles, labels = ax.get_legend_handles_labels()  # seaborn puts names of columns between
+        shown |= {n: h for n, h in zip(labels, handles, strict=True) if n not in frame}
+        if ax.get_legend():
+            ax.get_legend().remove()
+    if shown:
+        figure.legend(shown.values(), shown, loc="outside lower center", ncols=columns)
+    return axes[:, 0]
+
+
+def lines(
+    frame: pd.DataFrame, x: str, y: str, hue="method", style=None, ylabel="%", **kinds
+) -> ndarray:
+    """Draw `y` against `x`: a line for each `hue`, dashed by `style`; `kinds` as in `panels`."""
+    look = {"marker": "o", "markersize": 5, "markeredgewidth": 0, "errorbar": None}
+    look |= {"x": x, "y": y, "hue": hue, "style": style, "palette": palette(frame[hue])}
+
+    def draw(part: pd.DataFrame, ax: Axes) -> None:
+        sns.lineplot(part, ax=ax, **look)
+        ax.set(ylabel=ylabel)
+
+    return panels(frame, draw, **kinds)
+
+
+def dots(
+    frame: pd.DataFrame, x: str, y: str, hue="", shape="", ring="", bar=False, **kinds
+) -> ndarray:
+    """Draw a dot for each row of `frame` at `x`, in a row of dots for each value of `y`.
+
+    hue, shape: columns that decide colour (else `y` does) and marker; ring: column that is true
+    where a dot has a ring; bar: whether to mark the mean of each row; `kinds`: `panels`.
+    """
+    colours = palette(frame[hue or y], [BLUE])
+    markers = dict(zip(frame[shape].unique() if shape else [""], "osD^v", strict=False))
+    keys = [(name, shade, "o") for name, shade in colours.items() if hue]
+    keys += [(name, GREY, marker) for name, marker in markers.items() if shape]
+
+    def draw(part: pd.DataFrame, ax: Axes) -> None:
+        order = list(part[y].unique())
+        look = {"x": x, "y": y, "order": order, "orient": "h", "jitter": False, "legend": False}
+        for name, marker in markers.items():
+            own = {"marker": marker, "size": 6, "alpha": 0.7, "palette": colours, "ax": ax}
+            sns.stripplot(part[part[shape] == name] if shape else part, hue=hue or y, **own, **look)
+        if ring:
+            own = {"facecolors": "none", "edgecolor": BLACK, "linewidth": 1.5, "size": 11}
+            sns.stripplot(part[part[ring]], ax=ax, **own, **look)
+        if bar:
+            ax.plot(part.groupby(y)[x].mean()[order], order, "|", color=BLACK, markersize=16)
+        for name, shade, marker in keys:
+            ax.plot([], [], marker, color=shade, label=name)
+        ax.set(ylabel="")
+
+    return panels(frame, draw, **kinds)
+
+
 def score_cut(
-    scores: Float[np.ndarray, " ff"],
-    cumulative: Float[np.ndarray, " ff"],
-    kept: int,
-    p: float,
-    ax: Axes,
-) -> None:
-    """Eq 8: scores in descending order, their cumulative share (0..1), and where p cuts."""
+    scores: Float[ndarray, " ff"], cumulative: Float[ndarray, " ff"], kept: int, p: float, ax: Axes
+) -> Axes:
+    """Draw Eq 8: scores in descending order, their cumulative share (0..1), and where p cuts."""
     rank = np.arange(1, len(scores) + 1)
     ax.fill_between(rank[:kept], scores[:kept], color=GREEN, alpha=0.5, label=f"{kept} chosen")
     ax.fill_between(rank[kept - 1 :], scores[kept - 1 :], color=GREY, alpha=0.4, label="others")
     ax.set(xlabel="neurons, highest score first", ylabel="score", xlim=(1, len(scores)), ylim=0)
     share = ax.twinx()
-    share.plot(rank, 100 * cumulative, color=BLUE)
+    sns.lineplot(x=rank, y=100 * cumulative, color=BLUE, ax=share)
     share.axhline(100 * p, color=BLUE, linestyle=":")
     share.axvline(kept, color=BLACK, linestyle="--", linewidth=1)
     share.set_ylabel("cumulative share, %", color=BLUE)
     share.set_ylim(0, 105)
     share.grid(False)
     ax.legend(loc="center right")
+    return ax
 
 
 def jaccard_matrix(
-    distance: Float[np.ndarray, "edit edit"],
-    labels: Int[np.ndarray, " edit"],
-    anchors: Int[np.ndarray, " cluster"],
+    distance: Float[ndarray, "n n"],
+    labels: Int[ndarray, " n"],
+    anchors: Int[ndarray, " k"],
     ax: Axes,
-) -> None:
-    """Distances between facts sorted by cluster: lines between clusters, a star on anchors.
+) -> Axes:
+    """Draw distances of facts sorted by cluster: lines between clusters, a star on each anchor.
 
     labels: cluster of each row, ascending; anchors: rows of the medoids (Eq 10).
     """
-    image = ax.imshow(distance, cmap=MAP, vmin=0, vmax=1, interpolation="nearest")
-    for edge in np.flatnonzero(np.diff(labels)) + 0.5:
-        ax.axhline(edge, color="white", linewidth=1)
-        ax.axvline(edge, color="white", linewidth=1)
-    ax.plot(anchors, anchors, "*", color=RED, markeredgecolor="white", markersize=12)
-    ax.grid(False)
+    size, edges = len(labels), np.flatnonzero(np.diff(labels)) + 1
+    few = {name: max(1, size // 5) for name in ("xticklabels", "yticklabels")}
+    look = {"cmap": "viridis", "square": True, "cbar_kws": {"label": "Jaccard distance"}}
+    sns.heatmap(distance, vmin=0, vmax=1, ax=ax, **look, **few)
+    ax.hlines(edges, 0, size, color="white", linewidth=1)
+    ax.vlines(edges, 0, size, color="white", linewidth=1)
+    ax.plot(anchors + 0.5, anchors + 0.5, "*", color=RED, mec="white", markersize=12)
     ax.set(xlabel="fact", ylabel="fact")
-    ax.figure.colorbar(image, ax=ax, label="Jaccard distance")
+    return ax
 
 
 def loss_phases(
-    losses: Float[np.ndarray, "step edit"],
-    mean: Float[np.ndarray, " step"],
-    shared_steps: int,
-    ax: Axes,
-) -> None:
-    """Loss of each fact (thin) and their mean over the steps; a line where phase 2 begins."""
+    losses: Float[ndarray, "step edit"], mean: Float[ndarray, " step"], shared_steps: int, ax: Axes
+) -> Axes:
+    """Draw the loss of each fact (thin) and their mean; a line marks where phase 2 begins."""
     steps = np.arange(1, len(mean) + 1)
     ax.plot(steps, losses, color=SKY, linewidth=0.7, alpha=0.6)
-    ax.plot(steps, mean, color=BLUE, label="mean")
+    sns.lineplot(x=steps, y=mean, color=BLUE, label="mean", ax=ax)
     ax.axvline(shared_steps + 0.5, color=BLACK, linestyle="--", linewidth=1)
-    top = ax.get_xaxis_transform()
-    for x, side, name in ((shared_steps, "right", "shared"), (shared_steps + 1, "left", "own")):
-        ax.text(x, 0.97, name, transform=top, ha=side, va="top", color=RED)
+    look = {"transform": ax.get_xaxis_transform(), "va": "top", "color": RED}
+    ax.text(shared_steps, 0.97, "shared", ha="right", **look)
+    ax.text(shared_steps + 1, 0.97, "own", ha="left", **look)
     ax.set(xlabel="gradient step", ylabel="loss, nats", ylim=(0, None))
     ax.legend(loc="center right")
+    return ax
 
 
-def update_norms(
-    norms: Float[np.ndarray, " ff"], chosen: Bool[np.ndarray, " ff"], ax: Axes
-) -> None:
-    """Column norms of the update, neuron by neuron; neurons left alone are drawn in grey."""
+def update_norms(norms: Float[ndarray, " ff"], chosen: Bool[ndarray, " ff"], ax: Axes) -> Axes:
+    """Draw the norm of each neuron's column of the update; neurons left alone are grey."""
     neuron = np.arange(len(norms))
     ax.vlines(neuron[chosen], 0, norms[chosen], color=GREEN, linewidth=1, label="chosen")
     ax.plot(neuron[~chosen], norms[~chosen], ".", color=GREY, markersize=3, label="not chosen")
     ax.set(xlabel="neuron", ylabel="norm of its column of $\\Delta$", ylim=(0, None))
     ax.legend()
-
-
-def over_batches(
-    edited: Sequence[int],
-    series: Mapping[str, Sequence[float]],
-    ax: Axes,
-    ylabel: str = "score, %",
-    lowest: float = 0,
-) -> None:
-    """A rate in percent per method against the number of facts edited so far.
-
-    lowest: where the axis begins, in percent.
-    """
-    for method, values in series.items():
-        ax.plot(edited, values, marker="o", markersize=4, color=colour(method), label=method)
-    ax.set(xlabel="facts edited", ylabel=ylabel, ylim=(lowest, 102))
-    ax.legend()
-
-
-def method_bars(
-    rates: Mapping[str, tuple[float, float]], ax: Axes, xlabel: str = "score, %"
-) -> None:
-    """A rate in percent per method, with the half width of its interval."""
-    for row, (method, (mean, half_width)) in enumerate(rates.items()):
-        ax.barh(row, mean, xerr=half_width, color=colour(method), ecolor=BLACK, capsize=3)
-        ax.text(mean + half_width + 2, row, f"{mean:.1f}", va="center")
-    ax.set_yticks(range(len(rates)), list(rates))
-    ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)
-    ax.set(xlabel=xlabel, xlim=(0, 118), xticks=range(0, 101, 20))
+    return ax
 
 
 def answers(
-    names: Sequence[str],
-    before: Float[np.ndarray, " answer"],
-    after: Float[np.ndarray, " answer"],
-    ax: Axes,
-) -> None:
-    """Probability (0..1) of candidate answers before and after the edit."""
-    rows = np.arange(len(names))
-    ax.barh(rows - 0.2, 100 * before, height=0.38, color=GREY, label="before")
-    ax.barh(rows + 0.2, 100 * after, height=0.38, color=RED, label="after")
-    ax.set_yticks(rows, list(names))
+    names: Sequence[str], before: Float[ndarray, " n"], after: Float[ndarray, " n"], ax: Axes
+) -> Axes:
+    """Draw the probability (0..1) of candidate answers before and after the edit."""
+    frame = pd.DataFrame({"before": 100 * before, "after": 100 * after, "answer": list(names)})
+    shades, x = {"before": GREY, "after": RED}, "probability, %"
+    long = frame.melt("answer", var_name="when", value_name=x)
+    sns.barplot(long, x=x, y="answer", hue="when", palette=shades, saturation=1, ax=ax)
+    ax.set(ylabel="", xlim=(0, 100))
+    ax.legend(title="")
+    return ax
+
+
+def tracing(effect: Float[ndarray, "layer token"], tokens: Sequence[str], ax: Axes) -> Axes:
+    """Draw how much of the answer returns when one state is restored, by layer and token."""
+    look = {"cmap": "viridis", "cbar_kws": {"label": "effect on the answer"}}
+    sns.heatmap(pd.DataFrame(effect, columns=list(tokens)), vmin=0, vmax=1, ax=ax, **look)
     ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)
-    ax.set(xlabel="probability, %", xlim=(0, 100))
-    ax.legend()
-
-
-def tracing(effect: Float[np.ndarray, "layer token"], tokens: Sequence[str], ax: Axes) -> None:
-    """How much of the answer returns when one state is restored, by layer and token."""
-    image = ax.imshow(effect, cmap=MAP, aspect="auto", origin="lower", interpolation="nearest")
-    ax.set_xticks(range(len(tokens)), list(tokens), rotation=60, ha="right")
-    ax.set_yticks(range(len(effect)))
-    ax.grid(False)
     ax.set(xlabel="token", ylabel="layer")
-    ax.figure.colorbar(image, ax=ax, label="effect on the answer")
+    return ax

@@ -1,95 +1,89 @@
-"""Result files side by side: means over seeds with intervals, and tables for a page."""
+"""Tables of the book: means over seeds, differences at equal seeds, and HTML for a page."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
+from re import sub
 from textwrap import wrap
-from typing import NamedTuple
 
-WIDTH = 38
-"""Characters of a printed line that a phone shows."""
+import numpy as np
+import pandas as pd
+from IPython.display import HTML
+from pandas.io.formats.style import Styler
 
-
-class Rate(NamedTuple):
-    """A rate over one or more runs."""
-
-    mean: float
-    """Mean over the runs."""
-    half: float | None
-    """Half width of its 95 % interval over facts; None for a score, which has none."""
-    seeds: int
-    """Number of runs."""
-
-    def __str__(self) -> str:
-        return f"{self.mean:.1f}" + ("" if self.half is None else f" ± {self.half:.1f}")
+WIDTH = 38  # characters of a printed line that a phone shows
+STYLE = "white-space:nowrap;text-align:right;font-size:0.9em"
 
 
-def pooled(results: Sequence[Mapping], name: str, time: str = "after") -> Rate | None:
-    """Mean of rate `name` over runs that differ in the seed only; None if none states it.
+def wide(cells: pd.DataFrame, *by: str) -> pd.DataFrame:
+    """Make a row for each group of runs and a column for each metric, its mean over the runs."""
+    found = cells.pivot_table(index=list(by), columns="metric", values="value", sort=False)
+    return found.reset_index().rename_axis(columns=None)
 
-    The interval treats the runs as independent samples of facts.
+
+def pooled(cells: pd.DataFrame, *by: str) -> pd.DataFrame:
+    """Average `value` over the runs of each group; columns value, seeds and ci.
+
+    The half width `ci` treats the runs as independent samples of facts; it is missing where one
+    of them states none.
     """
-    rates = [result[time].get(name) for result in results]
-    known = [(rate, r[time].get(f"{name}_ci")) for rate, r in zip(rates, results, strict=True)]
-    known = [(rate, half) for rate, half in known if rate is not None]
-    if not known:
-        return None
-    halves = [half for _, half in known if half is not None]
-    whole = len(halves) == len(known)
-    half = sum(h**2 for h in halves) ** 0.5 / len(halves) if halves and whole else None
-    return Rate(sum(rate for rate, _ in known) / len(known), half, len(known))
+    groups = cells.groupby(list(by), sort=False)
+    half = groups["ci"].agg(lambda own: (own**2).sum(skipna=False) ** 0.5 / len(own))
+    return groups.agg(value=("value", "mean"), seeds=("value", "size")).assign(ci=half)
 
 
-def by(results: Iterable[Mapping], *names: str) -> dict[tuple, list[Mapping]]:
-    """Results grouped by these fields, in the order of appearance."""
-    groups: dict[tuple, list[Mapping]] = {}
-    for result in results:
-        groups.setdefault(tuple(result[name] for name in names), []).append(result)
-    return groups
+def interval(row: pd.Series) -> str:
+    """Write `row.value` with the half width `row.ci` of its interval, if it has one."""
+    return f"{row.value:.1f}" + ("" if pd.isna(row.ci) else f" ± {row.ci:.1f}")
 
 
-def origin(results: Sequence[Mapping], missing: Mapping[str, str]) -> str:
-    """Where results come from, in short lines; how many were not run, and how to run the first.
+def gaps(scores: pd.DataFrame, one: str) -> pd.DataFrame:
+    """Subtract every other column of `scores`, which has a row for each seed, from column `one`.
 
-    missing: name -> command, as by `ece.experiments.grid.results`.
+    A row for each other column: mean, low and high over the seeds that both have, and a verdict:
+    "ahead" if `one` is higher at every seed, "behind" if it is lower at every seed, else "even".
     """
-    told = [f"{len(results)} runs, {len(missing)} declared but not run here"]
-    origins = [result["provenance"] for result in results]
-    values = {name: {str(o[name]) for o in origins} for name in ("commit", "device", "dtype")}
-    for library in ("torch", "transformers"):
-        values[library] = {o["versions"][library] for o in origins}
-    for name, found in values.items():
-        short = ", ".join(sorted(value[:7] if name == "commit" else value for value in found))
-        told += wrap(f"{name}: {short or 'no files'}", WIDTH, subsequent_indent="  ")
+    found = 0 - scores.drop(columns=one).sub(scores[one], axis=0).agg(["mean", "max", "min"])
+    found = found.T.dropna().set_axis(["mean", "low", "high"], axis=1)
+    sides = [found.low > 0, found.high < 0]
+    return found.assign(verdict=np.select(sides, ["ahead", "behind"], "even"))
+
+
+def signed(found: pd.DataFrame) -> pd.Series:
+    """Write the mean of each row of `gaps`, with "?" where the seeds disagree about the sign."""
+    return found["mean"].map("{:+.1f}".format) + np.where(found.verdict == "even", "?", "")
+
+
+def origin(runs: pd.DataFrame, missing: Mapping[str, str]) -> str:
+    """Say in short lines where `runs` come from, and how to run the first of those missing.
+
+    missing: name -> command of cells that were declared but not run.
+    """
+    lines = [f"{len(runs)} runs, {len(missing)} declared but not run here"]
+    origins = pd.json_normalize(list(runs.provenance))
+    names = ("commit", "device", "dtype", "versions.torch", "versions.transformers")
+    for name in names if len(runs) else ():
+        values = sorted(set(origins[name].str[:7] if name == "commit" else origins[name]))
+        text = f"{name.removeprefix('versions.')}: {', '.join(values)}"
+        lines += wrap(text, WIDTH, subsequent_indent="  ")
     if missing:
-        told += ["the first of those:", next(iter(missing.values())).replace(" --", " \\\n  --")]
-    return "\n".join(told)
+        lines += ["the first of those:", next(iter(missing.values())).replace(" --", " \\\n  --")]
+    return "\n".join(lines)
 
 
-def html(
-    head: Sequence[str],
-    rows: Sequence[Sequence[object]],
-    marked: Callable[[int, int], str] = lambda row, column: "",
-    title: str = "",
-) -> str:
-    """A table that scrolls sideways where a screen is narrow.
+def table(frame: pd.DataFrame, caption: str, digits=1, bold=None, underlined=None) -> HTML:
+    """Show `frame` under its caption; it scrolls sideways where a screen is narrow.
 
-    marked: (row, column) -> "b" or "u" for a cell to be set in bold or underlined, else "".
+    bold, underlined: frames of truth values, for the cells to be marked.
     """
-    cells = [
-        [_cell(value, marked(i, j), j) for j, value in enumerate(row)] for i, row in enumerate(rows)
-    ]
-    top = "".join(_cell(name, "", j, "th") for j, name in enumerate(head))
-    body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
-    caption = f"<caption>{escape(title)}</caption>" if title else ""
-    return (
-        f'<div style="overflow-x:auto;font-size:0.85em"><table>{caption}'
-        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _cell(value: object, mark: str, column: int, tag: str = "td") -> str:
-    text = escape("–" if value is None else str(value))
-    side = "left" if column == 0 else "right"
-    inner = f"<{mark}>{text}</{mark}>" if mark else text
-    style = f"text-align:{side};white-space:nowrap;padding:0.1em 0.6em"
-    return f'<{tag} style="{style}">{inner}</{tag}>'
+    name = sub(r"\W+", "-", caption.lower())
+    blank = [[None] * axis.nlevels for axis in (frame.index, frame.columns)]
+    look = {"precision": digits, "na_rep": "–", "escape": "html", "cell_ids": False}
+    look |= {"uuid": name, "table_attributes": f'class="dataframe" style="{STYLE}"'}
+    shown = Styler(frame.rename_axis(index=blank[0], columns=blank[1]), **look)
+    shown = shown.format_index(precision=2, escape="html")
+    for marked, css in ((bold, "font-weight:bold"), (underlined, "text-decoration:underline")):
+        if marked is not None:
+            styles = marked.map({True: css}.get)
+            shown = shown.apply(lambda _, styles=styles: styles, axis=None)
+    top = f'<figure style="margin:0"><figcaption>{escape(caption)}</figcaption>'
+    return HTML(f'{top}<div style="overflow-x:auto">{shown.to_html()}</div></figure>')

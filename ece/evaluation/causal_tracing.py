@@ -1,4 +1,4 @@
-"""Where does a model keep its facts? Swap one state and see whose answer comes out.
+"""Find where a model keeps its facts: swap one state and see whose answer comes out.
 
 The interchange form of causal tracing (Meng et al. 2022): two facts of one relation, one
 prompt each; the state of the second prompt at some token and layer is put into the first.
@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ece.engine.suffix import states_at
-from ece.facts import Fact, encode, pad, subject_last, target_ids
-from ece.hooks import add_at
+from ece.errors import ConfigError
+from ece.facts import Fact, encode, locate, pad, target_ids
+from ece.hooks import add_at, states_at
 from ece.model import sites
 
 SITES = ("subject", "last")
@@ -24,7 +24,7 @@ SITES = ("subject", "last")
 def swap(
     model, tokenizer, pairs: Sequence[tuple[Fact, Fact]], at: str = "subject"
 ) -> Float[Tensor, " layer"]:
-    """Share of pairs whose answer becomes the second fact's, per layer swapped.
+    """Measure the share of pairs whose answer becomes the second fact's, per layer swapped.
 
     pairs: facts whose `true` objects differ and are what the model answers before.
     at: "subject" or "last", the token whose state after the block is exchanged.
@@ -51,9 +51,9 @@ def swap(
 
 def _positions(tokenizer, facts: Sequence[Fact], at: str, device) -> Tensor:
     if at not in SITES:
-        raise ValueError(f"at is {at!r}; it takes one of {', '.join(SITES)}")
+        raise ConfigError(f"at is {at!r}; it takes one of {', '.join(SITES)}")
     if at == "subject":
-        places = [subject_last(tokenizer, fact.prompt, fact.subject) for fact in facts]
+        places = [locate(tokenizer, fact.prompt, fact.subject)[1] for fact in facts]
     else:
         places = [len(encode(tokenizer, fact.text)) - 1 for fact in facts]
     return torch.tensor(places, device=device)

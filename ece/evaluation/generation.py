@@ -1,10 +1,15 @@
-"""Free text from a model: batched, seeded, the same on every run."""
+"""Write free text with a model: batched, seeded, the same on every run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
+from transformers import GenerationConfig, GenerationMixin
 
+from ece.errors import DataError
+from ece.evaluation.checks import check_texts
+from ece.evaluation.teacher_forcing import context_length
 from ece.facts import decode, encode, pad
 
 ROWS = 64
@@ -13,45 +18,61 @@ ROWS = 64
 
 @torch.inference_mode()
 def generate(
-    model: nn.Module,
-    tokenizer,
-    prompts: Sequence[str],
-    tokens: int = 100,
-    top_k: int = 5,
+    model: nn.Module, tokenizer, prompts: Sequence[str], tokens: int = 100, top_k: int = 5,
     seed: int = 0,
-) -> list[str]:
-    """Each prompt with its continuation, up to `tokens` tokens in all (or the model's room).
+) -> list[str]:  # fmt: skip
+    """Continue each prompt, up to `tokens` tokens in all (or the length of the model's context).
 
-    Every next token is drawn among the `top_k` likeliest, as in the published evaluation. The
-    draws are seeded by `seed` and leave the global generator as it was; transformers keeps the
-    keys and values.
+    Every next token is drawn among the `top_k` likeliest, as in the published evaluation; nothing
+    of the checkpoint's own sampling takes part. The draws are seeded by `seed` and leave the
+    global generator as it was.
     """
-    room = min(tokens, getattr(model.config, "max_position_embeddings", tokens))
-    device = model.get_input_embeddings().weight.device
+    check_texts("prompts", prompts)
+    limit, device = context_length(model), model.get_input_embeddings().weight.device
     rows = [encode(tokenizer, prompt) for prompt in prompts]
+    for prompt, row in zip(prompts, rows, strict=True):
+        if not row or (limit is not None and len(row) > limit):
+            raise DataError(f"prompt {prompt!r} has {len(row)} tokens, and the model reads 1 to "
+                            f"{limit}; shorten it or leave it out")  # fmt: skip
+    room = tokens if limit is None else min(tokens, limit)
     texts: list[str] = [""] * len(rows)
     devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), plain_sampling(model):
         torch.manual_seed(seed)
         for chunk in _chunks(rows):
             ids = pad([rows[i] for i in chunk])[0].to(device)
             if ids.shape[1] < room:
                 ids = model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    do_sample=True,
-                    top_k=top_k,
-                    max_length=room,
-                    min_length=room,
-                    pad_token_id=0,
-                )
+                    ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=top_k,
+                    max_length=room, min_length=room, pad_token_id=0,
+                )  # fmt: skip
             for i, row in zip(chunk, ids.tolist(), strict=True):
                 texts[i] = decode(tokenizer, row)
     return texts
 
 
+@contextmanager
+def plain_sampling(model: nn.Module) -> Iterator[None]:
+    """Take the checkpoint's generation config away, but for special tokens, in the block.
+
+    transformers fills in whatever a call leaves open from there: the temperature 0.6 and top-p 0.9
+    of Llama-3, say, or a penalty for repetition.
+    """
+    parts = [part for part in model.modules() if isinstance(part, GenerationMixin)]
+    own = [part.generation_config for part in parts]
+    try:
+        for part, config in zip(parts, own, strict=True):
+            part.generation_config = GenerationConfig(
+                bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id
+            )
+        yield
+    finally:
+        for part, config in zip(parts, own, strict=True):
+            part.generation_config = config
+
+
 def _chunks(rows: list[list[int]]) -> list[list[int]]:
-    """Rows of one length together: no text depends on padding."""
+    """Group rows of one length: no text depends on padding."""
     groups: dict[int, list[int]] = {}
     for i, row in enumerate(rows):
         groups.setdefault(len(row), []).append(i)

@@ -1,4 +1,4 @@
-"""Reading answers off a model: NLL and arg-max agreement of many (prompt, answer) pairs at once.
+"""Score answers under teacher forcing: log-likelihood and top-1 agreement of many pairs at once.
 
 Every distinct token sequence runs once, in batches of similar length; a sequence that another one
 continues does not run at all; the LM head runs at the positions that predict answers only.
@@ -12,36 +12,36 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from ece.facts import by_length, encode, pad, target_ids
+from ece.engine.grouping import by_length
+from ece.errors import DataError
+from ece.facts import encode, pad, target_ids
 
 
-class Answers(NamedTuple):
-    """What was read, pair by pair; the answer's earlier tokens are always given."""
+class AnswerScores(NamedTuple):
+    """Holds one entry per (prompt, answer) pair; the answer's earlier tokens are always given."""
 
     nll: Float[np.ndarray, " pair"]
-    """Nats per token of the answer."""
+    """Negative log-likelihood in nats per token of the answer."""
     top1: Bool[np.ndarray, " pair"]
     """Whether every token is the likeliest."""
     accuracy: Float[np.ndarray, " pair"]
     """Share of tokens that are."""
-    said: np.ndarray
+    predictions: np.ndarray
     """The likeliest tokens in the answer's places, a tuple each."""
 
 
-class Asked(NamedTuple):
-    """An answer's tokens, and the row that predicts them from position `first` on."""
+class AnswerRow(NamedTuple):
+    """Holds an answer's tokens, and the ids that predict them from place `first` on."""
 
-    row: list[int]
+    ids: list[int]
     first: int
     answer: list[int]
 
-    @classmethod
-    def of(cls, prompt, answer):
-        return cls([*prompt, *answer[:-1]], len(prompt) - 1, list(answer))
 
-
-def read(model, tokenizer, pairs: Sequence[tuple[str, str]], batch_tokens: int = 4096) -> Answers:
-    """How the model answers each prompt.
+def score_answers(
+    model, tokenizer, pairs: Sequence[tuple[str, str]], batch_tokens: int = 4096
+) -> AnswerScores:
+    """Score how the model answers each prompt.
 
     pairs: (prompt, answer) texts; an answer is preceded by a space, its tokens are forced.
     batch_tokens: bound on rows * tokens of a forward pass; a longer single row runs alone.
@@ -49,81 +49,85 @@ def read(model, tokenizer, pairs: Sequence[tuple[str, str]], batch_tokens: int =
     unique = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
     prompts = {prompt: encode(tokenizer, prompt) for prompt, _ in unique}
     answers = {answer: target_ids(tokenizer, answer) for _, answer in unique}
-    asked = [Asked.of(prompts[prompt], answers[answer]) for prompt, answer in unique]
-    nll, accuracy, said = read_rows(model, asked, list(unique), batch_tokens)
+    rows = [
+        AnswerRow([*prompts[p], *answers[a][:-1]], len(prompts[p]) - 1, answers[a])
+        for p, a in unique
+    ]
+    scores = score_rows(model, rows, list(unique), batch_tokens)
     back = [unique[pair] for pair in pairs]
-    return Answers(nll[back], accuracy[back] == 1, accuracy[back], said[back])
+    return AnswerScores(*(column[back] for column in scores))
 
 
-def read_rows(
-    model, asked: Sequence[Asked], names: Sequence[tuple[str, str]], batch_tokens: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """NLL per token, share of tokens that are the likeliest, and these, of each of `asked`.
-
-    names: the (prompt, answer) that each is called by if it is too long (`ValueError`).
-    """
-    _check_lengths(model, names, asked)
-    hosts = _hosts([item.row for item in asked])
-    guests: dict[int, list[int]] = {}
-    for item, host in enumerate(hosts):
-        guests.setdefault(host, []).append(item)
-    nll, accuracy = np.zeros(len(asked)), np.zeros(len(asked))
-    said = np.empty(len(asked), dtype=object)
-    runs = list(guests)
-    for chunk in by_length([len(asked[host].row) for host in runs], batch_tokens):
-        rows = [asked[runs[i]].row for i in chunk]
-        members = [(row, item) for row, i in enumerate(chunk) for item in guests[runs[i]]]
-        index = [item for _, item in members]
-        nll[index], accuracy[index], told = _forward(
-            model, rows, [(r, asked[i]) for r, i in members]
-        )
-        for item, tokens in zip(index, told, strict=True):
-            said[item] = tokens
-    return nll, accuracy, said
+def score_rows(
+    model, rows: Sequence[AnswerRow], names: Sequence[tuple[str, str]], batch_tokens: int
+) -> AnswerScores:
+    """Score the answers of rows; `names` are the (prompt, answer) that errors call them by."""
+    _check_rows(model, names, rows)
+    covers = _covers([row.ids for row in rows])
+    members: dict[int, list[int]] = {}
+    for number, cover in enumerate(covers):
+        members.setdefault(cover, []).append(number)
+    nll, accuracy = np.zeros(len(rows)), np.zeros(len(rows))
+    predictions = np.empty(len(rows), dtype=object)
+    runs = list(members)
+    for chunk in by_length([len(rows[run].ids) for run in runs], batch_tokens):
+        at = [(line, number) for line, i in enumerate(chunk) for number in members[runs[i]]]
+        index = [number for _, number in at]
+        ids = [rows[runs[i]].ids for i in chunk]
+        nll[index], accuracy[index], found = _forward(model, ids, [(i, rows[n]) for i, n in at])
+        for number, tokens in zip(index, found, strict=True):
+            predictions[number] = tokens
+    return AnswerScores(nll, accuracy == 1, accuracy, predictions)
 
 
-def _check_lengths(model, pairs, asked: Sequence[Asked]) -> None:
-    limit = getattr(model.config, "max_position_embeddings", None)
-    for (prompt, answer), item in zip(pairs, asked, strict=True):
-        if limit is not None and len(item.row) > limit:
-            raise ValueError(
-                f"prompt {prompt!r} with answer {answer!r} has {len(item.row)} tokens, and the "
-                f"model reads {limit}; shorten the prompt or leave this fact out"
-            )
+def context_length(model) -> int | None:
+    """Look up how many tokens the model reads; None if its configuration does not say."""
+    return getattr(model.config, "max_position_embeddings", None)
 
 
-def _hosts(rows: list[list[int]]) -> list[int]:
-    """For each row the row to run in its place: itself, or one that it is a prefix of.
+def _check_rows(model, names, rows: Sequence[AnswerRow]) -> None:
+    limit = context_length(model)
+    for (prompt, answer), row in zip(names, rows, strict=True):
+        where = f"prompt {prompt!r} with answer {answer!r}"
+        if row.first < 0 or not row.answer:
+            raise DataError(f"{where}: one of them has no tokens; give visible text")
+        if limit is not None and len(row.ids) > limit:
+            raise DataError(f"{where} has {len(row.ids)} tokens, and the model reads {limit}; "
+                            "shorten the prompt or leave this fact out")  # fmt: skip
+
+
+def _covers(rows: list[list[int]]) -> list[int]:
+    """Find for each row the row to run in its place: itself, or one that it is a prefix of.
 
     The models are causal, so a prefix is computed on the way. In sorted order a row that is a
     prefix of any other is one of its successor.
     """
-    hosts = list(range(len(rows)))
-    order = sorted(hosts, key=rows.__getitem__)
+    covers = list(range(len(rows)))
+    order = sorted(covers, key=rows.__getitem__)
     for here, after in reversed(list(pairwise(order))):
         if rows[after][: len(rows[here])] == rows[here]:
-            hosts[here] = hosts[after]
-    return hosts
+            covers[here] = covers[after]
+    return covers
 
 
 @torch.inference_mode()
-def _forward(model, rows: list[list[int]], asked: list[tuple[int, Asked]]):
-    """NLL per token, share of arg-max tokens and these, of `asked` (row number, answer)."""
+def _forward(model, rows: list[list[int]], answers: list[tuple[int, AnswerRow]]):
+    """Compute NLL per token, share of top-1 tokens and the likeliest ones, per (line, row)."""
     ids, mask = (tensor.to(model.device) for tensor in pad(rows, "right"))
-    at = [(row, item.first + k) for row, item in asked for k in range(len(item.answer))]
-    row, position = torch.tensor(at, device=ids.device).T
-    token = torch.tensor([t for _, item in asked for t in item.answer], device=ids.device)
+    at = [(line, row.first + k) for line, row in answers for k in range(len(row.answer))]
+    line, position = torch.tensor(at, device=ids.device).T
+    token = torch.tensor([t for _, row in answers for t in row.answer], device=ids.device)
     keep = torch.zeros_like(ids, dtype=torch.bool)
-    keep[row, position] = True  # the LM head runs at these positions alone
+    keep[line, position] = True  # the LM head runs at these positions alone
     out = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep)
-    logits = out.logits.float()  # [kept, vocab]
-    place = (keep.flatten().cumsum(0) - 1).view_as(keep)[row, position]
+    logits = out.logits.float()  # [position kept, vocab]
+    place = (keep.flatten().cumsum(0) - 1).view_as(keep)[line, position]
     nll = -logits.log_softmax(-1)[place, token]
     likeliest = logits.argmax(-1)[place]
     hit = likeliest == token
-    owner = np.repeat(np.arange(len(asked)), [len(item.answer) for _, item in asked])
+    owner = np.repeat(np.arange(len(answers)), [len(row.answer) for _, row in answers])
     length = np.bincount(owner)
     total = np.bincount(owner, weights=nll.double().cpu().numpy())
-    told = np.split(likeliest.cpu().numpy(), np.cumsum(length)[:-1])
     right = np.bincount(owner, weights=hit.cpu().numpy()) / length
-    return total / length, right, [tuple(tokens.tolist()) for tokens in told]
+    found = np.split(likeliest.cpu().numpy(), np.cumsum(length)[:-1])
+    return total / length, right, [tuple(tokens.tolist()) for tokens in found]

@@ -1,167 +1,196 @@
-"""`python -m ece.experiments.grid`: declared experiments, one after another, resumable.
+"""Runs declared experiments one after another, each once, and finds their results.
 
-    python -m ece.experiments.grid book/grid.toml --list
-    python -m ece.experiments.grid book/grid.toml --only "atlas-gpt2_*_s0" --dry-run
-    python -m ece.experiments.grid book/grid.toml
-
-Each table of the file names lists of models, methods, datasets and seeds, and single values of
-other settings, or under `vary` lists of them; its cells are all combinations. What one method
-has on one model goes under `per`, as in `per.atlas-gpt2.memit = { lam = 50.0 }`. A cell that has
-its result is not run again.
+Each table of the grid file names lists of models, methods, datasets and seeds, and single values of
+other settings, or under `vary` lists of them; its cells are all combinations. What one method has
+on one model stands under `per`, as in `per.atlas-gpt2.memit = { lam = 50.0 }`.
 """
 
-import argparse
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from dataclasses import field, fields
 from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
-from statistics import mean
+from typing import Annotated, Any
 
+from pydantic import Field
 from tqdm import tqdm
+from tyro.conf import Positional
 
-from ece.errors import ConfigError, EditError
-from ece.experiments.cli import check_out
-from ece.experiments.results import read_result, write_result
+from ece.errors import ConfigError, checked
+from ece.experiments.results import SIX, Results, read, write_record
 from ece.experiments.runner import run
-from ece.experiments.spec import Settings
+from ece.experiments.spec import UNKNOWN, Settings, run_id
 
 AXES = {"models": "model", "methods": "method", "datasets": "dataset", "seeds": "seed"}
 """Lists in a table of the file, and the setting that each of them varies."""
+Names = Annotated[list[str], Field(min_length=1)]
+
+
+@checked
+class Options:
+    """Run the experiments that a grid file declares, and that have no results yet."""
+
+    file: Positional[str] = "book/grid.toml"
+    """TOML file that declares the experiments."""
+    only: str = "*"
+    """Names of the cells to run, as in "atlas-gpt2_*"."""
+    list: bool = False
+    """Print the names and whether they are done, and run nothing."""
+    dry_run: bool = False
+    """Print what would run and how long it may take, and run nothing."""
+    results: str = "results"
+    """Folder of the results."""
+    records: str = "_build/cells"
+    """Folder to which finished cells are written; `ece collect` merges them into the results."""
+    work: str = "_build/grid"
+    """Folder of unfinished cells and of what they share; a grid that is killed goes on there."""
+
+
+def main(options: Options) -> None:
+    """List, plan or run the cells that a grid file declares."""
+    found = read(options.results)
+    index = _index(found)
+    chosen = [s for s in cells(options.file).values() if fnmatch(s.name, options.only)]
+    ready = {s.name for s in chosen if _record(s, options).exists() or _found(s, index)}
+    left = [settings for settings in chosen if settings.name not in ready]
+    if options.list:
+        lines = (f"{'done' if s.name in ready else '-':5}{s.name}\n" for s in chosen)
+        sys.stdout.write("".join(lines))
+    elif options.dry_run:
+        sys.stdout.write(_plan(left, found))
+    else:
+        _run(left, options)
 
 
 def cells(path: str | Path, only: Iterable[str] | None = None) -> dict[str, Settings]:
-    """Name -> settings of every cell of the file, or of its tables `only`.
+    """List the cells of a grid file, or of its tables `only`, by a hash of their settings.
 
-    `ConfigError` names what is wrong.
+    `ConfigError` names the file, the table and what is wrong there.
     """
     try:
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; name a grid file") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}; correct it") from error
     unknown = sorted(set(only or ()) - set(tables))
     if unknown:
         raise ConfigError(f"{path} has no table '{unknown[0]}'; known: {', '.join(tables)}")
     found: dict[str, Settings] = {}
-    for table, entry in tables.items():
-        if only is not None and table not in only:
-            continue
-        missing = [axis for axis in AXES if not entry.get(axis)]
-        if missing:
-            raise ConfigError(f"{path}, table '{table}': the list '{missing[0]}' is missing")
-        strange = [f"{m}.{n}" for m, own in entry.get("per", {}).items() for n in own
-                   if m not in entry["models"] or n not in entry["methods"]]  # fmt: skip
-        if strange:
-            raise ConfigError(f"{path}, table '{table}': 'per' has {strange[0]}, which is no cell")
-        for settings in _combinations(entry):
-            settings.configure()
-            other = found.setdefault(name_of(settings), settings)
-            if other != settings:
-                raise ConfigError(f"{path}: two cells are called {name_of(settings)}")
+    for table in tables if only is None else only:
+        try:
+            for settings in _table(tables[table]).combinations():
+                found.setdefault(run_id(settings.identity()), settings)
+        except ConfigError as error:
+            raise ConfigError(f"{path}, table '{table}': {error}") from error
     return found
 
 
-def _combinations(entry: dict) -> Iterator[Settings]:
-    vary, per = entry.get("vary", {}), entry.get("per", {})
-    single = {name: value for name, value in entry.items() if name not in (*AXES, "vary", "per")}
-    lists = [*(entry[axis] for axis in AXES), *vary.values()]
-    for values in product(*lists):
-        told = {**single, **dict(zip((*AXES.values(), *vary), values, strict=True))}
-        told |= per.get(told["model"], {}).get(told["method"], {})
-        told = {n: tuple(v) if isinstance(v, list) else v for n, v in told.items()}
-        own = {name: told.pop(name) for name in list(told) if name in _NAMES}
-        yield Settings(**own, config=told)
+@checked
+class Table:
+    """One table of a grid file."""
+
+    models: Names
+    methods: Names
+    datasets: Names
+    seeds: Annotated[list[int], Field(min_length=1)]
+    vary: dict[str, Annotated[list[Any], Field(min_length=1)]] = field(default_factory=dict)
+    """Lists of values of other settings."""
+    per: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """Model -> method -> settings that it alone has."""
+    single: dict[str, Any] = field(default_factory=dict)
+    """Values of other settings."""
+
+    def __post_init__(self):
+        """Check that settings of one method on one model have a cell."""
+        for model, own in self.per.items():
+            for method in own:
+                if model not in self.models or method not in self.methods:
+                    raise ConfigError(f"'per' has {model}.{method}, which is no cell; correct it")
+
+    def combinations(self) -> Iterator[Settings]:
+        """All combinations of the table's lists."""
+        own = {setting.name for setting in fields(Settings)}
+        lists = [*(getattr(self, axis) for axis in AXES), *self.vary.values()]
+        for values in product(*lists):
+            given = {**self.single, **dict(zip((*AXES.values(), *self.vary), values, strict=True))}
+            given |= self.per.get(given["model"], {}).get(given["method"], {})
+            given = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
+            config = {name: given.pop(name) for name in list(given) if name not in own}
+            yield Settings(**given, config=config)
 
 
-_NAMES = {field.name for field in fields(Settings)}
+def _table(entry) -> Table:
+    if not isinstance(entry, dict):
+        raise ConfigError(f"it is {entry!r}; write settings under [name]")
+    names = {own.name for own in fields(Table)}
+    single = {name: value for name, value in entry.items() if name not in names}
+    return Table(**{n: v for n, v in entry.items() if n in names}, single=single)
 
 
-def name_of(settings: Settings) -> str:
-    """What a cell's file is called; settings of the method that differ are part of it."""
-    model = settings.model.rstrip("/").split("/")[-1]
-    extra = "".join(f"_{name}-{_said(value)}" for name, value in sorted(settings.config.items()))
-    extra += f"_adaptive-{settings.adaptive}" if settings.adaptive else ""
-    size = f"{settings.facts}x{settings.batch}"
-    return f"{model}_{settings.method}_{settings.dataset}_{size}{extra}_s{settings.seed}"
+def results(
+    path: str | Path, only: str | Iterable[str] | None = None, folder: str | Path = "results"
+) -> tuple[Results, dict[str, str]]:
+    """Find the results of the cells of some tables, in order; and name -> command of the others."""
+    everything, found, missing = read(folder), [], {}
+    index = _index(everything)
+    for settings in cells(path, [only] if isinstance(only, str) else only).values():
+        runs = _found(settings, index)
+        found += runs
+        if not runs:
+            missing[settings.name] = settings.command()
+    return everything.of(found), missing
 
 
-def _said(value) -> str:
-    """A value as part of a file's name."""
-    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _index(found: Results) -> dict[str, list[tuple[str, dict]]]:
+    """Hash of the settings -> the runs of these settings, each with its sources."""
+    index: dict[str, list[tuple[str, dict]]] = {}
+    for line in found.runs[["run", *SIX, "settings"]].to_dict("records"):
+        run, settings = line.pop("run"), line.pop("settings")
+        key = run_id({**line, **settings, "sources": None})
+        index.setdefault(key, []).append((run, settings["sources"]))
+    return index
 
 
-def done(name: str, settings: Settings, out: Path) -> bool:
-    """Whether the cell has its result; `ResultError` if the file is of other settings."""
-    path = out / f"{name}.json"
-    check_out(str(path), settings)
-    return path.exists()
+def _found(settings: Settings, index: dict) -> list[str]:
+    """The runs (one, or none) of these settings, as far as their sources are at hand."""
+    wanted = settings.identity()
+    near = index.get(run_id({**wanted, "sources": None}), [])
+    found = [
+        run
+        for run, sources in near
+        if all(sources[name] is not None if value == UNKNOWN else sources[name] == value
+               for name, value in wanted["sources"].items())
+    ]  # fmt: skip
+    if len(found) > 1:
+        raise ConfigError(f"{settings.name} has results of several models or files: "
+                          f"{', '.join(found)}; remove those that are outdated")  # fmt: skip
+    return found
 
 
-def results(path: str | Path, table: str, out: str | Path) -> tuple[list[dict], dict[str, str]]:
-    """The results of a table's cells, in order, and name -> command of those not run yet."""
-    found, missing = [], {}
-    for name, settings in cells(path, [table]).items():
-        file = Path(out) / f"{name}.json"
-        if done(name, settings, Path(out)):
-            found.append(read_result(file))
-        else:
-            missing[name] = f"{settings.command()} --out {file.name}"
-    return found, missing
+def _record(settings: Settings, options: Options) -> Path:
+    return Path(options.records) / f"{run_id(settings.identity())}.json"
 
 
-def estimate(settings: Settings, out: Path) -> float | None:
-    """Seconds a cell may take: those of the model's results so far, per fact; None: unknown."""
-    model = settings.model.rstrip("/").split("/")[-1]
-    known = [read_result(path) for path in sorted(out.glob(f"{model}_*_s*.json"))]
-    rates = [sum(result["seconds"].values()) / result["facts"] for result in known]
-    return settings.facts * mean(rates) if rates else None
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; the exit code is 2 for a file or a result that cannot be used."""
-    parser = argparse.ArgumentParser(
-        "python -m ece.experiments.grid", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("file", help="TOML file that declares the cells")
-    parser.add_argument("--only", default="*", help='names to run, as in "atlas-gpt2_*"')
-    parser.add_argument("--list", action="store_true", help="print names and whether they are done")
-    parser.add_argument("--dry-run", action="store_true", help="print what would run, and how long")
-    parser.add_argument("--out", type=Path, default=Path("book/results"), help="folder of results")
-    parser.add_argument("--work", type=Path, default=Path("_build/grid"), help="resumable state")
-    options = parser.parse_args(argv)
-    try:
-        chosen = {n: s for n, s in cells(options.file).items() if fnmatch(n, options.only)}
-        ready = {name: done(name, settings, options.out) for name, settings in chosen.items()}
-        left = {name: settings for name, settings in chosen.items() if not ready[name]}
-        if options.list:
-            sys.stdout.write("".join(f"{'done' if ready[n] else '-':5}{n}\n" for n in chosen))
-        elif options.dry_run:
-            sys.stdout.write(_plan(left, options.out))
-        else:
-            _run(left, options)
-    except (EditError, OSError) as error:
-        parser.error(str(error))
-    return 0
-
-
-def _plan(left: dict[str, Settings], out: Path) -> str:
-    times = {name: estimate(settings, out) for name, settings in left.items()}
+def _plan(left: list[Settings], found: Results) -> str:
+    """Say what is to run and how long it may take: as long a fact as other runs of the model."""
+    runs = found.runs
+    rates = runs.seconds.map(lambda own: sum(own.values())) / runs.facts
+    means = rates.groupby(runs.model).mean()
+    times = {s.name: s.facts * means[s.short] if s.short in means else None for s in left}
     lines = [f"{'?' if t is None else f'{t:.0f} s':>8}  {name}\n" for name, t in times.items()]
-    known = sum(t for t in times.values() if t is not None)
-    unknown = sum(t is None for t in times.values())
-    end = f"{len(left)} cells, about {known / 60:.0f} min"
+    known = [time for time in times.values() if time is not None]
+    end = f"{len(left)} cells, about {sum(known) / 60:.0f} min"
+    unknown = len(left) - len(known)
     return "".join(lines) + end + (f" and {unknown} of unknown length\n" if unknown else "\n")
 
 
-def _run(left: dict[str, Settings], options: argparse.Namespace) -> None:
-    with tqdm(left.items(), unit="cell", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
-        for name, settings in bar:
-            bar.set_description(name)
-            result = run(settings, work=options.work / name, cache=options.work / "cache")
-            write_result(result, options.out / f"{name}.json")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _run(left: list[Settings], options: Options) -> None:
+    work = Path(options.work)
+    with tqdm(left, unit="cell", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+        for settings in bar:
+            bar.set_description(settings.name)
+            path = _record(settings, options)
+            write_record(run(settings, work=work / path.stem, cache=work / "cache"), path)

@@ -1,120 +1,120 @@
-"""What a run starts from, as its settings name it: facts, texts, the model, second moments."""
+"""Gathers what a run starts from, as its settings name it: facts, reference texts, statistics."""
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-import torch
 from torch import nn
 
-from ece import atlas
-from ece import covariance as stats
-from ece.covariance import Stats
-from ece.data.loading import load_facts, load_records, records_file
+from ece import Config, Fact, Stats, Strategy, atlas, blend
+from ece.baselines.ece_plus import ends_of_names
+from ece.data.loading import load_facts, records_file
 from ece.data.references import References, load_references, references_file
+from ece.data.schema import checksum, read_lines, read_records
 from ece.errors import ConfigError
 from ece.evaluation.text_quality import vectorizer
-from ece.experiments.results import source
 from ece.experiments.spec import Settings
-from ece.facts import Fact, encode
-from ece.model import CHECKPOINTS, fingerprint, load
+from ece.facts import encode
+from ece.storage import load_moments, moments
 
 DOCUMENT = 20
-"""Tokens that a document of the embedded corpus has at the least, on average."""
+"""Tokens that a document of the embedded corpus has at least, on average."""
 
 
-def material(settings: Settings, progress: Callable | None) -> tuple[list[Fact], References, dict]:
-    """Facts, what free texts are compared with (empty if none are written), files read."""
-    data = records_file(settings.dataset, settings.data, settings.sha256, progress)
-    path = references_file(settings.references, progress)
-    facts = load_facts(settings.dataset, settings.facts, settings.seed, data, settings.skip_bad)
-    if not settings.text_tokens:
-        references = References({}, None)
-    elif path is None:
+class Material(NamedTuple):
+    """What a run edits and compares with, and which files that came from."""
+
+    facts: list[Fact]
+    references: References
+    """Reference texts of the consistency measure; empty where no texts are written."""
+    sources: dict
+    """Name and SHA-256 of the files of records and of references; None: embedded."""
+
+
+def gather(settings: Settings, progress: Callable | None = None) -> Material:
+    """Read facts and reference texts."""
+    data = records_file(settings.dataset, settings.data, settings.sha256, progress is not None)
+    path = references_file(settings.references, progress is not None)
+    found = facts(settings, data, settings.facts)
+    references = References({}, None)
+    if settings.text_tokens and path is None:
         references = References(texts := atlas.references(), vectorizer(texts))
-    else:
-        references = load_references(path, load_records(settings.dataset, data))
-    return facts, references, {"data": source(data), "references": source(path)}
+    elif settings.text_tokens:
+        records = atlas.records(settings.dataset) if data is None else read_records(data)
+        references = load_references(path, records)
+    sources = {"data": _source(data), "references": _source(path)}
+    return Material(found, references, sources)
 
 
-def facts_of(settings: Settings) -> list[Fact]:
-    """All facts of the data set; those that the run edits come first."""
-    return load_facts(settings.dataset, None, settings.seed, settings.data, settings.skip_bad)
+def facts(settings: Settings, data: str | Path | None, count: int | None = None) -> list[Fact]:
+    """Draw facts of the data set (None: all); those that the run edits come first."""
+    if data is None:
+        return atlas.facts(settings.dataset, count, settings.seed)
+    return load_facts(settings.dataset, count, settings.seed, data, skip_bad=settings.skip_bad)
 
 
-def device_of(name: str | None) -> torch.device:
-    """The device called `name` (None: the CPU), seen to work; else a `ConfigError`."""
-    try:
-        return torch.empty(0, device=name or "cpu").device
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise ConfigError(f"setting 'device' is {name!r}: {why}") from error
+def _source(path: Path | None) -> dict | None:
+    return path and {"file": path.name, "sha256": checksum(path)}
 
 
-def model_of(settings: Settings):
-    """(model, tokenizer); a device or a name that does not work is a `ConfigError` naming it."""
-    dtype = settings.dtype and getattr(torch, settings.dtype)
-    if settings.device != "auto":
-        device_of(settings.device)
-    try:
-        return load(settings.model, settings.device, dtype)
-    except OSError as error:
-        why = str(error).splitlines()[0]
-        raise ConfigError(
-            f"setting 'model' is {settings.model!r}, which is no folder and cannot be had from "
-            f"the hub ({why}); name an embedded model, a folder, or a hub model within reach"
-        ) from error
+def statistics(
+    model: nn.Module, tokenizer, settings: Settings, config: Config, strategy: Strategy,
+    mark: str, cache: str | Path | None = None, progress: Callable | None = None,
+) -> tuple[Stats, dict]:  # fmt: skip
+    """Find second moments: in the file of statistics or the cache, else from a text.
 
-
-def statistics_of(
-    model: nn.Module,
-    tokenizer,
-    settings: Settings,
-    layers: tuple[int, ...],
-    cache: str | Path | None = None,
-    names: bool = False,
-) -> Stats:
-    """Second moments: from the file of statistics, the file of text, or the embedded corpus.
-
-    With a folder `cache`, those of the same model, text and layers are taken from there.
-    `names`: those over the ends of names too, which few methods ask for and all would hold.
+    Returns them with what a run's origin states about them. `mark`: the model's fingerprint.
     """
-    path = settings.stats
+    text, path = settings.stats_text, settings.stats
     if path is None and cache is not None:
-        path = _place(model, settings, layers, names, cache)
-    if path is not None and Path(path).exists():
-        return stats.load(path, model)
-    if settings.stats_text is not None:
-        texts = Path(settings.stats_text).read_text(encoding="utf-8").splitlines()
-    elif (folder := CHECKPOINTS / settings.model).is_dir() and folder.parent == CHECKPOINTS:
-        texts = atlas.corpus(1 + settings.stats_tokens // DOCUMENT)
-    else:
+        said = [mark, config.layers, config.max_tokens, settings.stats_tokens, _source(text and
+                Path(text))]  # fmt: skip
+        name = hashlib.sha256(repr(said).encode()).hexdigest()[:16]
+        path = Path(cache) / f"stats-{name}.safetensors"
+    there, silent = path and Path(path).exists(), text is None and not settings.embedded
+    if silent and not there:
         raise ConfigError(
-            f"setting 'stats_text' is missing: {settings.model} is no embedded model, so name a "
-            "file of plain text for the second moments, or 'stats' with a file of them"
+            f"setting 'stats_text' is None; {settings.model} is no embedded model, so name a file "
+            "of plain text for the second moments, or by 'stats' a file that holds them"
         )
-    some = _first(texts, tokenizer, settings.stats_tokens)
-    part = path and f"{path}.part"
-    found = stats.second_moment(model, tokenizer, some, layers, save_to=part, names=names)
-    if path is not None:
-        stats.save(found, path)
-        Path(part).unlink(missing_ok=True)
-    return found
+
+    def passed(place: str | Path | None, select: Callable | None = None) -> tuple[Stats, str]:
+        if silent:
+            return load_moments(place, model), ""
+        hear = progress and (lambda n: progress("statistics", n, settings.stats_tokens))
+        more = (config.layers, place, config.max_tokens, select, hear)
+        return moments(model, tokenizer, _texts(settings, tokenizer), *more)
+
+    stats, digest = passed(path)
+    if share := getattr(strategy, "names", 0):
+        ends, _ = passed(path and f"{path}.names", ends_of_names)
+        stats = blend(stats, ends, share)
+    return stats, {"digest": stats.digest, "texts": digest}
 
 
-def _place(model, settings: Settings, layers, names: bool, cache: str | Path) -> Path:
-    """Where the cache holds the moments of this model, these layers, this text."""
-    text = settings.stats_text
-    said = "" if text is None else hashlib.sha256(Path(text).read_bytes()).hexdigest()
-    told = f"{fingerprint(model)} {layers} {settings.stats_tokens} {said} {names}"
-    Path(cache).mkdir(parents=True, exist_ok=True)
-    return Path(cache) / f"stats-{hashlib.sha256(told.encode()).hexdigest()[:16]}.safetensors"
-
-
-def _first(texts: list[str], tokenizer, tokens: int) -> Iterator[str]:
-    """Texts that are not blank, until `tokens` tokens are reached."""
+def _texts(settings: Settings, tokenizer) -> Iterator[str]:
+    """Texts for the second moments, until they have the tokens allowed."""
+    if settings.stats_text is not None:
+        texts = read_lines(settings.stats_text)
+    else:
+        texts = atlas.corpus(1 + settings.stats_tokens // DOCUMENT)
+    left = settings.stats_tokens
     for text in filter(str.strip, texts):
-        if tokens <= 0:
+        if left <= 0:
             return
-        tokens -= len(encode(tokenizer, text))
+        left -= len(encode(tokenizer, text))
         yield text
+
+
+def check_writable(folder: str | Path) -> None:
+    """Make a folder and write into it, to find now what would fail at the end of a run."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: {error.strerror}; name a folder that can be written"
+        ) from error

@@ -1,125 +1,205 @@
-"""One cell of the grid: edit facts into a model in batches; measure before, at write and after."""
+"""Runs one experiment: edits facts in batches; measures before, at each writing, and at the end."""
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
+from ece import Fact, edit_sequence, load
 from ece.baselines import BASELINES, Task
+from ece.baselines.sequence import sequence
 from ece.baselines.trained import trained
-from ece.data.loading import MEASURE
+from ece.evaluation.checks import check_lengths
 from ece.evaluation.layer_attribution import chosen_layers
-from ece.evaluation.metrics import join
-from ece.experiments.inputs import facts_of, material, model_of, statistics_of
-from ece.experiments.measured import Measured, claim, keep, kept
-from ece.experiments.results import NAMES, batch_record, provenance, rounded
-from ece.experiments.scoring import score, timed
-from ece.experiments.sessions import Session, baseline_session, editor_session
-from ece.experiments.spec import Settings
+from ece.evaluation.metrics import Scores, join
+from ece.experiments.inputs import check_writable, facts, gather, statistics
+from ece.experiments.results import SIX, provenance
+from ece.experiments.scoring import Judge, Measured, baseline_record, edit_record, timed
+from ece.experiments.spec import Settings, run_id
+from ece.model import fingerprint
+from ece.storage import Folder, run_sequence
 
 SECONDS = ("values", "keys", "solve", "evaluate", "statistics")
-"""Stages whose seconds every result states; baselines add "edit" and "train"."""
+"""Stages whose seconds every record states; baselines add "edit" and "train"."""
 
 
 def run(
-    settings: Settings,
-    loaded=None,
-    progress: Callable | None = None,
-    work: str | Path | None = None,
-    cache: str | Path | None = None,
-) -> dict:
-    """Run `settings` and return the result: rates in percent, times in seconds, provenance.
+    settings: Settings, loaded=None, progress: Callable | None = None,
+    work: str | Path | None = None, cache: str | Path | None = None,
+) -> dict:  # fmt: skip
+    """Run `settings` and return the record: rates in percent, times in seconds, provenance.
 
     loaded: (model, tokenizer) to use in place of loading `settings.model`; the model is edited
-    and stays so. progress: as in `ece.editor.edit_sequence`. "pre" is before any edit, "at_write"
-    each batch right after it was written, "after" all facts after the last batch. With a
-    folder `work`, a run killed at any point and started again gives the same result. A folder
-    `cache` keeps what does not depend on the facts: second moments, and what baselines learn.
+    and stays so. progress: called as progress(stage, done, total). With a folder `work`, a run
+    killed at any point and started again gives the same record. A folder `cache` holds what does
+    not depend on the facts edited: second moments, and what baselines learn.
     """
-    torch.set_float32_matmul_precision(settings.matmul)
-    settings.configure()
-    facts, references, sources = material(settings, progress)
-    model, tokenizer = loaded or model_of(settings)
-    clock = Counter()
-    start = _baseline if settings.method in BASELINES else _editor
-    session, numbers, tokens = start(
-        model, tokenizer, facts, settings, clock, work, cache, progress
-    )
-    if work is not None:
-        claim(Path(work), settings.command())
-    origin = provenance(settings.command(), numbers, model, tokens, sources)
-    prompts = frozenset(fact.text for fact in facts)
-    ask = partial(score, tokenizer, settings, references, clock=clock, edited=prompts)
-    pre = ask(model, facts)
-    written, curve, record = _write(session, facts, settings, ask, pre, clock, work)
-    with session.view(facts) as edited:
-        after = ask(edited, facts, before=pre)
-    measure = MEASURE[settings.dataset]
-    return {
-        **{name: getattr(settings, name) for name in NAMES},
-        "pre": rounded(pre.summary(measure)),
-        "at_write": rounded(join(written).summary(measure)),
-        "after": rounded(after.summary(measure)),
-        "batches": batch_record(written, after, measure),
-        **({"points": curve} if settings.points else {}),
-        "edit": record,
-        "seconds": {name: round(clock[name], 3) for name in dict.fromkeys((*SECONDS, *clock))},
-        "provenance": origin | {"compat": settings.compat},
-    }
+    for folder in filter(None, (work, cache)):
+        check_writable(folder)
+    with matmul(settings.matmul), Folder(work) if work else nullcontext() as folder:
+        return Runner(settings, loaded, progress, folder, cache).run()
 
 
-def _editor(model, tokenizer, facts, settings, clock, work, cache, progress):
-    """(session, its numbers, tokens of the statistics) of one of the editor's methods."""
-    config = settings.configure()
-    if settings.adaptive:
-        layers = chosen_layers(model, tokenizer, facts, config.scorer, settings.adaptive)
-        config = replace(config, layers=layers)
-    with timed(clock, "statistics"):
-        stats = statistics_of(model, tokenizer, settings, config.layers, cache, config.names > 0)
-    numbers = (stats, config, settings.batch, work, progress)
-    return editor_session(model, tokenizer, facts, *numbers), config, stats.tokens
+@contextmanager
+def matmul(precision: str) -> Iterator[None]:
+    """Set the precision of float32 products, in the block only."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
-def _baseline(model, tokenizer, facts, settings, clock, work, cache, progress):
-    """(session, its numbers, None) of a baseline, trained where it has something to learn."""
-    baseline, numbers = BASELINES[settings.method], settings.configure()
-    learned = {}
-    if baseline.train is not None:
-        others = facts_of(settings)
-        with timed(clock, "train"):
-            task = Task(model, tokenizer, numbers, {})
-            learned = trained(baseline, task, others[len(facts) :], cache, progress)
-    task = Task(model, tokenizer, numbers, learned)
-    session = baseline_session(baseline, task, facts, settings.batch, work, progress)
-    return session, numbers, None
+@dataclass(frozen=True)
+class Session:
+    """A method at work on one model: the editor with a strategy, or a baseline."""
+
+    numbers: Any
+    """The method's settings, a dataclass."""
+    write: Callable[[Callable[[int], None]], tuple[dict, Counter]]
+    """Writes all batches and calls back after each; returns what was done, and seconds."""
+    view: Callable[[int], AbstractContextManager[nn.Module]]
+    """The model as it is to be used after that many facts were written."""
+    tokens: int | None = None
+    """Tokens behind the second moments; None without."""
+    statistics: dict | None = None
+    """Digests of the second moments and of their texts."""
 
 
-def _write(session: Session, facts, settings, ask, pre, clock, work):
-    """Write all batches; -> scores at write, rates at `points`, what was done. Times: `clock`."""
-    done: dict[int, Measured] = {}
-    folder = None if work is None else Path(work)
+class Runner:
+    """Everything that the parts of one run share."""
 
-    def heard(number: int) -> None:
-        first, own, curve = number * settings.batch, Counter(), None
-        part = facts[first : first + settings.batch]
-        end = first + len(part)
-        with session.view(facts[:end]) as edited:
-            scores = ask(edited, part, before=pre.part(first, end), clock=own)
-            if end in settings.points:
-                so_far = (edited, facts[:end])
-                whole = ask(*so_far, before=pre.part(0, end), clock=own, texts=False)
-                curve = {"edited": end, **rounded(whole.summary(MEASURE[settings.dataset]))}
-        done[number] = Measured(scores, dict(own), curve)
-        if folder is not None:
-            keep(folder, number, done[number])
+    def __init__(self, settings: Settings, loaded, progress, folder: Folder | None, cache):
+        """Gather what the run starts from, and check it before anything long begins."""
+        self.settings, self.progress, self.folder, self.cache = settings, progress, folder, cache
+        self.material, self.clock = gather(settings, progress), Counter()
+        self.facts = self.material.facts
+        dtype = getattr(torch, settings.dtype)
+        self.model, self.tokenizer = loaded or load(settings.model, settings.device, dtype)
+        check_lengths(self.model, self.tokenizer, self.facts)
+        self.mark = fingerprint(self.model)
 
-    record, seconds = session.write(heard)
-    clock.update(seconds)
-    count = -(-len(facts) // settings.batch)
-    parts = [done[i] if i in done else kept(folder, i) for i in range(count)]
-    for part in parts:
-        clock.update(part.seconds)
-    return [p.scores for p in parts], [p.curve for p in parts if p.curve], record
+    def run(self) -> dict:
+        """Write all batches, and measure."""
+        session = self._editor() if self.settings.edits else self._baseline()
+        origin = self._origin(session)
+        if self.folder is not None:
+            self.folder.claim("cell", {**origin["identity"], "statistics": session.statistics})
+        prompts = frozenset(fact.text for fact in self.facts)
+        judge = Judge(self.tokenizer, self.settings, self.material.references, prompts)
+        with timed(self.clock, "evaluate"):
+            pre = judge.score(self.model, self.facts)
+        written, points, done = self._write(session, judge, pre)
+        with timed(self.clock, "evaluate"), session.view(len(self.facts)) as edited:
+            after = judge.score(edited, self.facts, pre)
+        seconds = {
+            name: round(self.clock[name], 3) for name in dict.fromkeys((*SECONDS, *self.clock))
+        }
+        return {
+            **{name: getattr(self.settings, name) for name in SIX},
+            "pre": judge.rates(pre),
+            "at_write": judge.rates(join(written)),
+            "after": judge.rates(after),
+            "batches": judge.steps(written, after),
+            **({"points": points} if self.settings.points else {}),
+            "edit": done,
+            "seconds": seconds,
+            "provenance": origin,
+        }
+
+    def _origin(self, session: Session) -> dict:
+        """Say how the result comes about, without times: equal runs have equal origins."""
+        identity, settings = self.settings.identity(self.mark), self.settings
+        numbers, ids = asdict(session.numbers), [fact.id for fact in self.facts]
+        return {
+            **provenance(settings.command(), numbers, self.model, session.tokens, self.mark),
+            **self.material.sources,
+            "compat": settings.compat,
+            "statistics": session.statistics,
+            "facts": ids if settings.data else None,
+            "run": run_id(identity),
+            "name": settings.name,
+            "identity": identity,
+        }
+
+    def _editor(self) -> Session:
+        """One of the editor's methods."""
+        model, tokenizer, batch = self.model, self.tokenizer, self.settings.batch
+        config, strategy = self.settings.configure(), self.settings.strategy()
+        if self.settings.adaptive:
+            found = (config.scorer, self.settings.adaptive)
+            config = replace(config, layers=chosen_layers(model, tokenizer, self.facts, *found))
+        strategy.check(config)
+        with timed(self.clock, "statistics"):
+            stats, origin = statistics(model, tokenizer, self.settings, config, strategy, self.mark,
+                                       self.cache, self.progress)  # fmt: skip
+        before, size = strategy.remember(model, config), strategy.batch or batch
+        fixed = (model, tokenizer, self.facts, stats, config, batch)
+
+        def write(heard: Callable[[int], None]) -> tuple[dict, Counter]:
+            def on_batch(state, report, part: list[Fact]) -> None:
+                edited = min(state.done * size, len(self.facts))
+                if edited % batch == 0 or edited == len(self.facts):
+                    heard((edited - 1) // batch)
+
+            named = {"strategy": strategy, "on_batch": on_batch, "progress": self.progress}
+            if self.folder is None:
+                _, reports = edit_sequence(*fixed, **named)
+            else:
+                _, reports = run_sequence(*fixed, self.folder, **named)
+            return edit_record(reports), sum((Counter(r.seconds) for r in reports), Counter())
+
+        return Session(config, write, lambda _: strategy.view(model, before), stats.tokens, origin)
+
+    def _baseline(self) -> Session:
+        """One of the baselines, trained where it has something to learn."""
+        baseline, settings = BASELINES[self.settings.method], self.settings
+        task = Task(self.model, self.tokenizer, settings.configure(), {})
+        if baseline.train is not None:
+            others = facts(settings, settings.data)[len(self.facts) :]
+            with timed(self.clock, "train"):
+                learned = trained(baseline, task, others, self.cache, self.progress)
+            task = replace(task, trained=learned)
+
+        def write(heard: Callable[[int], None]) -> tuple[dict, Counter]:
+            def on_batch(number: int, record, part: list[Fact]) -> None:
+                heard(number)
+
+            more = (on_batch, self.folder, self.progress)
+            records = sequence(baseline, task, self.facts, settings.batch, *more).records
+            return baseline_record(records), Counter(edit=sum(r.seconds for r in records))
+
+        def view(count: int) -> AbstractContextManager[nn.Module]:
+            plain = baseline.view is None
+            return nullcontext(task.model if plain else baseline.view(task, self.facts[:count]))
+
+        return Session(task.numbers, write, view)
+
+    def _write(self, session: Session, judge: Judge, pre: Scores):
+        """Write all batches; returns scores at write, rates at the points, and what was done."""
+        done: dict[int, Measured] = {}
+
+        def heard(number: int) -> None:
+            first, own, point = number * self.settings.batch, Counter(), None
+            part = self.facts[first : first + self.settings.batch]
+            end = first + len(part)
+            with session.view(end) as edited, timed(own, "evaluate"):
+                scores = judge.score(edited, part, pre.part(first, end))
+                if end in self.settings.points:
+                    whole = judge.score(edited, self.facts[:end], pre.part(0, end), texts=False)
+                    point = {"edited": end, **judge.rates(whole)}
+            done[number] = Measured(scores, own["evaluate"], point)
+            if self.folder is not None:
+                done[number].save(self.folder, number)
+
+        record, seconds = session.write(heard)
+        count = -(-len(self.facts) // self.settings.batch)
+        found = [done.get(i) or Measured.load(self.folder, i) for i in range(count)]
+        self.clock.update(seconds + Counter(evaluate=sum(part.seconds for part in found)))
+        return [m.scores for m in found], [m.point for m in found if m.point], record

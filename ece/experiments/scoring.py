@@ -1,58 +1,120 @@
-"""What a run asks of a model: the scores of facts, with free texts where they are wanted."""
+"""Measures a model for a run, and shapes what was measured for its record and for its folder."""
 
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ece import Fact
+from ece.data.loading import MEASURE
 from ece.data.references import References
-from ece.evaluation.metrics import Scores, evaluate, unchanged
-from ece.evaluation.text_quality import consistencies, fluencies
-from ece.evaluation.text_quality import written as write_texts
+from ece.evaluation.metrics import KINDS, Scores, columns, evaluate, unchanged
+from ece.evaluation.text_quality import consistencies, fluencies, write_texts
+from ece.experiments.results import rounded
 from ece.experiments.spec import Settings
-from ece.facts import Fact
+from ece.report import Report
+from ece.storage import Folder
 
 
-def score(
-    tokenizer,
-    settings: Settings,
-    references: References,
-    model,
-    facts: list[Fact],
-    clock: Counter,
-    before: Scores | None = None,
-    texts: bool = True,
-    edited: Collection[str] | None = None,
-) -> Scores:
-    """The facts' scores now; `before` are those of the unedited model, `edited` all prompts
-    that the run edits."""
-    with timed(clock, "evaluate"):
-        compat = settings.compat and settings.dataset == "zsre"
-        scores = evaluate(model, tokenizer, facts, compat=compat, edited=edited)
+@dataclass(frozen=True)
+class Judge:
+    """Measures facts of one run, always by the same settings."""
+
+    tokenizer: object
+    settings: Settings
+    references: References
+    prompts: Collection[str]
+    """All prompts that the run edits."""
+
+    def score(
+        self, model, facts: list[Fact], before: Scores | None = None, texts: bool = True
+    ) -> Scores:
+        """Score facts on the model as it is; `before` are the scores of the unedited model."""
+        compat = self.settings.compat and self.settings.dataset == "zsre"
+        scores = evaluate(model, self.tokenizer, facts, compat=compat, edited=self.prompts)
         if before is not None:
             scores = replace(scores, unchanged=unchanged(before, scores))
-        if not settings.text_tokens or not texts:
+        if not self.settings.text_tokens or not texts:
             return scores
-        return _with_texts(scores, model, tokenizer, settings, references, facts, before)
+        wanted = np.arange(len(facts)) < (self.settings.text_facts or len(facts))
+        if before is not None:
+            wanted = ~np.isnan(before.fluency)
+        return replace(scores, **self._texts(model, facts, wanted))
+
+    def _texts(self, model, facts: list[Fact], wanted: np.ndarray) -> dict[str, np.ndarray]:
+        """Measure free texts about the facts `wanted`; the others have nan."""
+        some = [fact for fact, write in zip(facts, wanted, strict=True) if write]
+        found = {name: np.full(len(facts), np.nan) for name in ("fluency", "consistency")}
+        if some:
+            length, seed = self.settings.text_tokens, self.settings.seed
+            texts = write_texts(model, self.tokenizer, some, length, seed)
+            found["fluency"][wanted] = fluencies(texts)
+            found["consistency"][wanted] = consistencies(some, texts, *self.references)
+        return found
+
+    def rates(self, scores: Scores, names: Collection[str] | None = None) -> dict:
+        """Average scores over facts, in percent, rounded as records have them."""
+        return rounded(scores.summary(MEASURE[self.settings.dataset]), names)
+
+    def steps(self, written: list[Scores], after: Scores) -> list[dict]:
+        """Rate each batch at its writing and at the end: what is forgotten, and when."""
+        record, first = [], 0
+        for scores in written:
+            end = first + len(scores)
+            parts = {"at_write": scores, "after": after.part(first, end)}
+            shown = {name: self.rates(part, (*KINDS, "score")) for name, part in parts.items()}
+            record.append({"edited": end, **shown})
+            first = end
+        return record
 
 
-def _with_texts(scores, model, tokenizer, settings, references, facts, before) -> Scores:
-    """Scores with fluency and consistency of the facts that free texts are written about."""
-    wanted = np.full(len(facts), True)
-    if before is not None:
-        wanted = ~np.isnan(before.fluency)
-    elif settings.text_facts:
-        wanted = np.arange(len(facts)) < settings.text_facts
-    some = [fact for fact, said in zip(facts, wanted, strict=True) if said]
-    columns = {name: np.full(len(facts), np.nan) for name in ("fluency", "consistency")}
-    if some:
-        texts = write_texts(model, tokenizer, some, settings.text_tokens, settings.seed)
-        columns["fluency"][wanted] = fluencies(texts)
-        columns["consistency"][wanted] = consistencies(some, texts, *references)
-    return replace(scores, **columns)
+@dataclass(frozen=True)
+class Measured:
+    """What was measured when a batch had been written."""
+
+    scores: Scores
+    """The batch's own."""
+    seconds: float
+    """What measuring took."""
+    point: dict | None
+    """Rates of all facts so far, at the points of the settings."""
+
+    def save(self, folder: Folder, number: int) -> None:
+        """Write it into the folder of the run; what is there is replaced."""
+        found = {name: column.tolist() for name, column in columns(self.scores).items()}
+        folder.save("scores", number, {**vars(self), "scores": found})
+
+    @staticmethod
+    def load(folder: Folder, number: int) -> "Measured":
+        """Read what `save` wrote, to the same bits."""
+        record = folder.load("scores", number)
+        found = {name: np.array(column, dtype=float) for name, column in record["scores"].items()
+                 if name != "predictions"}  # fmt: skip
+        if (said := record["scores"].get("predictions")) is not None:
+            found["predictions"] = np.empty(len(said), dtype=object)
+            found["predictions"][:] = said
+        return Measured(**{**record, "scores": Scores(**found)})
+
+
+def edit_record(reports: list[Report]) -> dict:
+    """Average over batches what the editor did, and count the facts that held before."""
+    layers = sorted({layer for report in reports for layer in report.neurons})
+    return {
+        "neurons": {str(at): np.mean([r.neurons[at] for r in reports]).item() for at in layers},
+        "clusters": np.mean([len(report.anchors) for report in reports]).item(),
+        "steps": np.mean([step for report in reports for step in report.steps]).item(),
+        "shared_steps": sum(sum(report.shared_steps) for report in reports),
+        "held_before": sum(sum(report.held) for report in reports),
+    }
+
+
+def baseline_record(records) -> dict:
+    """Average over batches the norm of what a baseline changed, by parameter."""
+    names = sorted({name for record in records for name in record.norms})
+    return {"norms": {n: np.mean([r.norms.get(n, 0.0) for r in records]).item() for n in names}}
 
 
 @contextmanager

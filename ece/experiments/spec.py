@@ -1,44 +1,50 @@
-"""What a cell of the grid is: everything that decides its result, and the command for it."""
+"""Holds the settings of a run: checked types, the method's numbers, an identity, a command."""
 
+import hashlib
+import json
 import shlex
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import asdict, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from ece.baselines import BASELINES, numbers_of
-from ece.config import METHODS, configure
-from ece.data.loading import MEASURE
-from ece.errors import ConfigError
-from ece.experiments.flags import words
-from ece.experiments.results import NAMES
+from pydantic import Field
 
-MATMUL = ("highest", "high", "medium")
-DTYPES = ("float32", "float64", "float16", "bfloat16")
-EVERY = (*METHODS, *BASELINES)
-"""All methods, those of the editor first."""
-KNOWN = {"method": EVERY, "dataset": MEASURE, "dtype": DTYPES, "matmul": MATMUL}
-"""The settings that take one of a few names."""
-LEAST = {"facts": 1, "batch": 1, "seed": 0, "text_tokens": 0, "text_facts": 0, "adaptive": 0,
-         "stats_tokens": 1}  # fmt: skip
-"""The settings that are numbers, and their least values."""
+from ece import Strategy, presets
+from ece.atlas.records import SCHEMAS
+from ece.baselines import STRATEGIES
+from ece.data.downloads import cache
+from ece.data.loading import MEASURE, PUBLIC
+from ece.data.references import SNIPPETS
+from ece.data.schema import checksum
+from ece.errors import ConfigError, checked
+from ece.experiments.results import SIX
+
+Dtype = Literal["float32", "float64", "float16", "bfloat16"]
+Matmul = Literal["highest", "high", "medium"]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+OrNone = Annotated[int, Field(ge=0, lt=2**31)]
+UNKNOWN = "?"
+"""What an identity says of a source that is not at hand."""
 
 
-@dataclass(frozen=True)
+@checked
 class Settings:
     """What to run; `Settings(method="memit", facts=50, config={"lam": 100.0})`."""
 
     model: str = "atlas-gpt2"
     """Embedded model, hub name, or folder whose last part is a known name."""
     method: str = "ece-rs"
-    """Settings of the editor, or a baseline, by name."""
+    """ECE with one of its scores, or a rival."""
     dataset: str = "counterfact"
-    """Schema of the records."""
-    facts: int = 200
-    """Number of facts to edit, >= 1."""
-    batch: int = 25
-    """Facts written at once, >= 1."""
-    seed: int = 0
-    """Decides which facts and their order, the contexts and the clustering, >= 0."""
+    """Schema of the records: counterfact, zsre, qaedit or wikibigedit."""
+    facts: Count = 200
+    """Number of facts to edit."""
+    batch: Count = 25
+    """Facts written at once."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Decides which facts and their order, the contexts and the clustering."""
     data: str | None = None
-    """JSON file of records, or "public": the published file, fetched once; without it those of
+    """JSON file of records, or "public": the published file, downloaded once; without it those of
     the embedded world."""
     sha256: str | None = None
     """SHA-256 that the file of records must have."""
@@ -46,18 +52,18 @@ class Settings:
     """Leave unusable records of the file out, with a warning."""
     device: str | None = None
     """Where the model goes, as torch names it, or "auto"; without it the CPU."""
-    dtype: str | None = None
-    """Number format of the weights; without it float32."""
-    matmul: str = "highest"
+    dtype: Dtype = "float32"
+    """Number format of the weights."""
+    matmul: Matmul = "highest"
     """Precision of float32 products, as torch names it: "high" is TF32 where there is any."""
-    text_tokens: int = 0
+    text_tokens: OrNone = 0
     """Length of the free texts for fluency and consistency, in tokens; 0: none are written."""
-    text_facts: int = 0
-    """Facts that free texts are written about, the first of the sequence; 0: all."""
+    text_facts: OrNone = 0
+    """Facts about which free texts are written, the first of the sequence; 0: all."""
     points: tuple[int, ...] = ()
     """Numbers of edits, ends of batches, at which all facts so far are measured as well."""
-    adaptive: int = 0
-    """Edit layers chosen by attribution on these facts, that many; 0: those of the preset."""
+    adaptive: OrNone = 0
+    """Number of edit layers to choose by attribution on these facts; 0: those of the preset."""
     references: str | None = None
     """File of reference texts for consistency (ROME's attribute snippets), or "public"; without
     it those of the embedded world."""
@@ -67,38 +73,145 @@ class Settings:
     """File of second moments: read if it is there, otherwise written."""
     stats_text: str | None = None
     """Plain text for the second moments, one document a line; needed beyond embedded models."""
-    stats_tokens: int = 100_000
-    """Tokens that the second moments are taken over, at most, >= 1."""
-    config: dict = field(default_factory=dict)
-    """Fields of `Config` (or of a baseline's numbers) that differ from preset and method."""
+    stats_tokens: Count = 100_000
+    """Largest number of tokens that the second moments are taken over."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Numbers of the method that differ from the preset."""
 
     def __post_init__(self):
-        for name, known in KNOWN.items():
-            value = getattr(self, name)
-            if value not in known and (name, value) != ("dtype", None):
-                raise ConfigError(f"setting '{name}' is {value!r}; known: {', '.join(known)}")
-        for name, least in LEAST.items():
-            if getattr(self, name) < least:
-                text = f"setting '{name}' is {getattr(self, name)}; it takes a number >= {least}"
-                raise ConfigError(text)
-
-        if self.references is not None and not self.text_tokens:
-            raise ConfigError("setting 'references' needs free texts; set 'text_tokens', e.g. 100")
+        """Check what concerns several settings at once, and the method's numbers."""
+        for name, known in {"method": presets.METHODS, "dataset": MEASURE}.items():
+            if getattr(self, name) not in known:
+                _fail(name, getattr(self, name), f"known: {', '.join(known)}")
+        for name, needed, remedy in (
+            ("references", "text_tokens", "set the length of the free texts, e.g. 100"),
+            ("text_facts", "text_tokens", "set the length of the free texts, e.g. 100"),
+            ("sha256", "data", "name the file of records"),
+            ("skip_bad", "data", "name the file of records"),
+        ):
+            if getattr(self, name) and not getattr(self, needed):
+                _fail(name, getattr(self, name), f"it needs the setting '{needed}'; {remedy}")
+        if self.data is None and self.dataset not in SCHEMAS:
+            _fail("data", None, f"there are no embedded '{self.dataset}'; name a file of records")
         wrong = [n for n in self.points if n % self.batch or not 0 < n <= self.facts]
         if wrong:
-            text = f"setting 'points' holds {wrong[0]}; it takes ends of batches of {self.batch}"
-            raise ConfigError(f"{text}, at most {self.facts}")
+            _fail("points", self.points, f"{wrong[0]} does not end a batch of {self.batch}")
+        if self.adaptive and not self.edits:
+            _fail("adaptive", self.adaptive, f"{self.method} has no layers to choose")
+        self.configure()
+        self.strategy()
+
+    @property
+    def edits(self) -> bool:
+        """Whether `ece.edit_sequence` runs the method; else it is a baseline of its own."""
+        return self.method in STRATEGIES
 
     def configure(self):
-        """The method's numbers: preset of the model, method, own settings, seed."""
-        if self.method in BASELINES:
-            return numbers_of(self.model, self.method, **self.config)
-        return configure(self.model, self.method, **{"seed": self.seed, **self.config})
+        """Build the method's numbers: preset of the model, method, own settings, seed."""
+        if not self.edits:
+            return presets.numbers(self.model, self.method, **self.config)
+        own = {n: v for n, v in self.config.items() if n not in self._followed}
+        return presets.configure(self.model, self.method, **{"seed": self.seed, **own})
+
+    def strategy(self) -> Strategy | None:
+        """Build the method's strategy; None for a baseline of its own."""
+        if not self.edits:
+            return None
+        own = {n: v for n, v in self.config.items() if n in self._followed}
+        return presets.strategy(self.model, self.method, **own)
+
+    @property
+    def _followed(self) -> set[str]:
+        """The numbers that belong to the strategy, not to the editor's configuration."""
+        return {own.name for own in fields(STRATEGIES[self.method])}
+
+    def identity(self, model: str = UNKNOWN) -> dict:
+        """List everything that decides the result, with `model` the fingerprint where known.
+
+        Names of files are no part of it, their checksums are; nor are settings without effect.
+        """
+        config, strategy = self.configure(), self.strategy()
+        own = _json(asdict(config)) | ({"layers": None} if self.adaptive else {})
+        places = {"data": (self.data, PUBLIC.get(self.dataset)), "references": (self.references,
+                  SNIPPETS), "stats_text": (self.stats_text, None)}  # fmt: skip
+        sources = {name: _source(*place) for name, place in places.items()}
+        if self.stats and self.edits and sources["stats_text"] is None and not self.embedded:
+            sources["stats_text"] = _source(self.stats, None)
+        return {
+            **{name: getattr(self, name) for name in SIX},
+            "config": own,
+            "strategy": _json(asdict(strategy)) if strategy else {},
+            "adaptive": self.adaptive,
+            "compat": self.compat and self.dataset == "zsre",
+            "dtype": self.dtype,
+            "matmul": self.matmul,
+            "points": list(self.points),
+            "skip_bad": self.skip_bad,
+            "text_tokens": self.text_tokens,
+            "text_facts": self.text_facts,
+            "stats_tokens": self.stats_tokens if self.edits else None,
+            "sources": {"model": model, **sources},
+        } | {"model": self.short}
+
+    @property
+    def short(self) -> str:
+        """The model's name without the folder or the hub's user in front."""
+        return self.model.rstrip("/").split("/")[-1]
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the model comes with the package, and so the texts of its world."""
+        return self.model.startswith("atlas-")
+
+    @property
+    def name(self) -> str:
+        """The run's name for people: what it is, with what differs from the preset."""
+        extra = {name: _text(value) for name, value in sorted(self.config.items())}
+        extra |= {"adaptive": self.adaptive} if self.adaptive else {}
+        size = f"{self.facts}x{self.batch}"
+        changed = (f"{name}-{value}" for name, value in extra.items())
+        return "_".join((self.short, self.method, self.dataset, size, *changed, f"s{self.seed}"))
 
     def command(self) -> str:
-        """The command line that runs these settings."""
-        told = [f for f in fields(self) if f.default is not MISSING]
-        values = {f.name: getattr(self, f.name) for f in told}
-        plain = {f.name for f in told if f.name not in NAMES and values[f.name] == f.default}
-        values = {name: value for name, value in values.items() if name not in plain}
-        return shlex.join(["python", "-m", "ece.experiments.cli", *words(values | self.config)])
+        """Write the command line that runs these settings."""
+        plain = {own.name: own.default for own in fields(self) if own.name != "config"}
+        values = {name: getattr(self, name) for name in plain}
+        values = {n: v for n, v in values.items() if n in SIX or v != plain[n]}
+        return shlex.join(["ece", "run", *words(values | self.config)])
+
+
+def words(values: dict[str, Any]) -> list[str]:
+    """Write the words of a command line that set flags to `values`."""
+    said = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        said += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else \
+                [f"--{flag}", _text(value)]  # fmt: skip
+    return said
+
+
+def _text(value) -> str:
+    """A value as it is written everywhere: lists as 4,5,6."""
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value).lower() \
+        if value is None else str(value)  # fmt: skip
+
+
+def _json(values: dict) -> dict:
+    return json.loads(json.dumps(values))
+
+
+def _source(path: str | None, public: str | None) -> str | None:
+    """The checksum of a file that settings name; None without one, UNKNOWN if it is not here."""
+    place = cache() / str(public) if path == "public" else path and Path(path)
+    return (checksum(place) if Path(place).is_file() else UNKNOWN) if place else None
+
+
+def run_id(identity: dict) -> str:
+    """Compute the name of a run on disk: a hash of everything that decides its result."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _fail(name: str, value, reason: str):
+    shown = _text(value) if isinstance(value, tuple) else repr(value)
+    raise ConfigError(f"setting '{name}' is {shown}; {reason}")

@@ -1,52 +1,67 @@
-"""Files that are whole or not there, and that know their own damage."""
+"""Writes files whole or not at all, and turns the system's errors into errors with a remedy."""
 
-import hashlib
-import json
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import get_ident
 
-from safetensors.torch import load as parse
-from torch import Tensor
+from safetensors import SafetensorError
 
 from ece.errors import StateError
 
 
-def write(path: Path, data: bytes) -> str:
-    """Put `data` at `path` in one step; returns its SHA-256."""
-    aside = path.with_name(path.name + ".tmp")
-    with open(aside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    return hashlib.sha256(data).hexdigest()
-
-
-def write_json(path: Path, record: dict) -> None:
-    """Write a record with a checksum of itself."""
-    text = json.dumps(record, sort_keys=True)
-    total = hashlib.sha256(text.encode()).hexdigest()
-    write(path, json.dumps({"record": record, "checksum": total}, sort_keys=True).encode())
-
-
-def read_json(path: Path) -> dict:
-    """Read `write_json`'s file; `StateError` if it is damaged."""
+@contextmanager
+def explained(path: Path, done: str, remedy: str) -> Iterator[None]:
+    """Turn an error of the operating system about `path` into a `StateError` with a remedy."""
     try:
-        whole = json.loads(path.read_text())
-        text = json.dumps(whole["record"], sort_keys=True)
-        good = hashlib.sha256(text.encode()).hexdigest() == whole["checksum"]
-    except (ValueError, KeyError, TypeError):
-        good = False
-    if not good:
-        raise StateError(f"{path.name} is damaged; restore it from a copy or start the run anew")
-    return whole["record"]
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StateError(f"{path} cannot be {done}: {reason}; {remedy}") from error
 
 
-def read_tensors(path: Path, checksum: str) -> dict[str, Tensor]:
-    """Read a safetensors file; `StateError` if missing or not what was written."""
-    if not path.exists():
-        raise StateError(f"{path.name} is missing; restore it from a copy or start the run anew")
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != checksum:
-        raise StateError(f"{path.name} is damaged; restore it from a copy or start the run anew")
-    return parse(data)
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary file to write; after the block it takes the place of `path` in one step.
+
+    Processes and threads have temporary files of their own. `StateError` where the disk is full
+    or the folder cannot be written to; what was at `path` is then still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}.tmp")
+    with explained(path, "written", "free some space, or name a folder that you may write to"):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            yield temporary
+            temporary.chmod(mode)  # a writer of safetensors files makes them private
+            _sync(temporary, os.O_RDWR)
+            os.replace(temporary, path)
+            if os.name == "posix":  # elsewhere a folder cannot be opened
+                _sync(path.parent, os.O_RDONLY)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def _sync(path: Path, flags: int) -> None:
+    """Wait until the disk has what was written."""
+    file = os.open(path, flags)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def write(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path`; a file that is there is replaced in one step."""
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(data)
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Delete files, whether they are there or not."""
+    for path in paths:
+        with explained(path, "removed", "check the permissions of its folder"):
+            path.unlink(missing_ok=True)

@@ -1,228 +1,197 @@
-"""Runs on disk: a folder of safetensors files, and one manifest that makes them count.
+"""Saves the state of an edited model, and whole runs of batches that go on where they were killed.
 
-Each batch is one small file with the columns it wrote, so a folder is also an edit set that
-applies to the base model. Every file is written aside, synced and renamed; a batch counts
-once the manifest names it with its checksum, so a kill at any point loses at most a batch.
+A state is one file: the columns that each batch wrote and, once batches are too old to be undone,
+the edited layers' whole weights and the sum of old keys. A run adds a small file per batch to the
+last saved state, and saves a new state now and then, so that what lies on disk does not grow with
+the number of batches (but for one small report each).
 """
 
-import hashlib
-import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
+from ece.checks import validate
 from ece.clustering import Groups
 from ece.config import Config
+from ece.covariance import Stats
 from ece.descent import Values
+from ece.editor import compute_values
 from ece.errors import StateError
 from ece.facts import Fact
-from ece.model import fingerprint, sites
+from ece.model import digest, fingerprint, sites
 from ece.report import Report
-from ece.state import Batch, EditState, check_weights, columns, pushed, restore
-from ece.storage.files import read_json, read_tensors, write, write_json
+from ece.sequence import edit_sequence, split
+from ece.state import Batch, EditState, check_weights, new_state, pushed
+from ece.storage.archive import checksum, load, save
+from ece.storage.folder import Folder
+from ece.strategy import Strategy
 
-MANIFEST, SETTINGS = "state.json", "run.json"
+COMPACT = 20
+"""Batches after which a run saves its whole state and drops their files."""
 
 
 def save_state(model: nn.Module, state: EditState, folder: str | Path) -> None:
-    """Write the whole state of an edited model; `load_state` brings both back.
-
-    Columns are read from the model by walking back over the batches on copies.
-    """
+    """Save the state of an edited model; an earlier one in `folder` is replaced in one step."""
     check_weights(model, state)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    now = _weights(model, state)
-    entries, first = [], state.done - len(state.batches)
-    for number, batch in reversed(list(enumerate(state.batches, first))):
-        after = {layer: now[layer][:, mask].clone() for layer, mask in batch.masks.items()}
-        entries.append(_write_batch(folder, number, batch, after, None))
+    with Folder(folder):
+        save(Path(folder) / "state.safetensors", "state", _packed(model, state))
+
+
+def load_state(model: nn.Module, folder: str | Path, strategy: Strategy | None = None) -> EditState:
+    """Apply a saved state to the unedited `model`; its weights become those saved, bit for bit.
+
+    `strategy` must be the one that the state was made with (ECE by default). Everything is read
+    and checked before the first weight changes, and any error leaves the weights as they were.
+    """
+    strategy = strategy or Strategy()
+    classes = (EditState, Batch, type(strategy))
+    saved = load(Path(folder) / "state.safetensors", "state", classes)
+    return _applied(model, saved, [], strategy)
+
+
+def _packed(model: nn.Module, state: EditState) -> dict:
+    """Give the state as it is saved, found by walking back over its batches on copies."""
+    now, batches = _weights(model, state.layers), []
+    for batch in reversed(state.batches):
+        batches.append(_written(batch, now))
         for layer, mask in batch.masks.items():
             now[layer][:, mask] = batch.before[layer]
-    base = _write_base(folder, now, state.folded) if first else None
-    _write_manifest(folder, state, entries[::-1], base)
+    plain = replace(state, batches=tuple(batches[::-1]), prepared={}, prepared_for=None)
+    start = {layer: digest(weight) for layer, weight in now.items()}
+    unedited = state.done == len(state.batches)
+    return {"state": plain, "start": start, "whole": {} if unedited else now}
 
 
-def _write_base(folder: Path, weights: dict[int, Tensor], folded: dict[int, Tensor]) -> dict:
-    """What the batches no longer kept have left: whole weights, and their part of the history."""
-    tensors = {f"weight.{n}": w.contiguous() for n, w in weights.items()}
-    tensors |= {f"folded.{n}": h.cpu().contiguous() for n, h in folded.items()}
-    checksum = write(folder / "base.safetensors", serialise(tensors))
-    return {"file": "base.safetensors", "checksum": checksum}
+def _written(batch: Batch, weights: dict[int, Tensor]) -> Batch:
+    """Give the batch as it is saved: with the columns that it wrote as those it found."""
+    after = {n: weights[n][:, mask.to(weights[n].device)] for n, mask in batch.masks.items()}
+    return replace(batch, before=after)
 
 
-def _weights(model: nn.Module, state: EditState) -> dict[int, Tensor]:
-    """CPU copies of the edit layers' whole weights."""
-    widths = {site.layer: site.weight.shape[1] for site in sites(model, state.layers)}
-    return columns(model, {n: torch.ones(ff, dtype=torch.bool) for n, ff in widths.items()})
+def _weights(model: nn.Module, layers: tuple[int, ...]) -> dict[int, Tensor]:
+    """Copy the edit layers' weights to the CPU."""
+    places = sites(model, layers)
+    return {site.layer: site.weight.to("cpu", copy=True).contiguous() for site in places}
 
 
-def save_batch(model: nn.Module, state: EditState, report: Report, folder: str | Path) -> None:
-    """Add the state's last batch to the folder that holds the ones before it."""
-    folder, number = Path(folder), state.done - 1
-    entries = read_json(folder / MANIFEST)["batches"] if number else []
-    batch = state.batches[-1]
-    entry = _write_batch(folder, number, batch, columns(model, batch.masks), report)
-    _write_manifest(folder, state, entries[:number] + [entry])
+def _applied(model: nn.Module, saved: dict, later: list[dict], strategy: Strategy) -> EditState:
+    """Bring the unedited model, and its state, to what was saved and the batches after it."""
+    state, whole = saved["state"], saved["whole"]
+    if state.strategy != strategy:
+        raise StateError(f"the state was made with {state.strategy}; give that, not {strategy}")
+    before = _weights(model, state.layers)
+    edited = [n for n in before if not whole and digest(before[n]) != saved["start"][n]]
+    if edited or fingerprint(model) != state.fingerprint:
+        raise StateError("the state was saved from another model; load that one, unedited")
+    now = whole or {layer: weight.clone() for layer, weight in before.items()}
+    where = {site.layer: site.weight.device for site in sites(model, state.layers)}
+    batches = [*state.batches, *(entry["batch"] for entry in later)]
+    last = {"weights": state.weights, "moments": state.moments, **(later[-1] if later else {})}
+    folded = {layer: total.to(where[layer]) for layer, total in state.folded.items()}
+    done = state.done - len(state.batches)
+    state = replace(state, moments=last["moments"], folded=folded, batches=(), done=done)
+    for batch in batches:
+        found = {layer: now[layer][:, mask].clone() for layer, mask in batch.masks.items()}
+        for layer, mask in batch.masks.items():
+            now[layer][:, mask] = batch.before[layer]
+        keys = {layer: part.to(where[layer]) for layer, part in batch.keys.items()}
+        state = pushed(state, replace(batch, before=found, keys=keys), last["weights"])
+    try:
+        _write(model, now)
+        check_weights(model, state)
+    except BaseException:
+        _write(model, before)
+        raise
+    return state
 
 
-def _write_batch(
-    folder: Path, number: int, batch: Batch, after: dict[int, Tensor], report: Report | None
-) -> dict:
-    parts = {"mask": batch.masks, "after": after, "keys": batch.keys}
-    tensors = {
-        f"{name}.{layer}": tensor.cpu().contiguous()
-        for name, part in parts.items()
-        for layer, tensor in part.items()
-    }
-    name = f"batch-{number:05d}.safetensors"
-    told = None if report is None else report.to_dict()
-    checksum = write(folder / name, serialise(tensors))
-    return {"file": name, "checksum": checksum, "facts": list(batch.facts), "report": told}
+def _write(model: nn.Module, weights: dict[int, Tensor]) -> None:
+    for site in sites(model, tuple(weights)):
+        site.weight.copy_(weights[site.layer])
 
 
-def _write_manifest(
-    folder: Path, state: EditState, entries: list[dict], base: dict | None = None
-) -> None:
-    fields = ("fingerprint", "weights", "layers", "contexts", "done")
-    record = {name: getattr(state, name) for name in fields}
-    record |= {"kept": len(state.batches), "base": base}
-    write_json(folder / MANIFEST, json.loads(json.dumps({**record, "batches": entries})))
+def run_sequence(
+    model: nn.Module, tokenizer, facts: list[Fact], stats: Stats, config: Config, batch: int,
+    folder: Folder, strategy: Strategy | None = None, on_batch: Callable | None = None,
+    progress: Callable | None = None,
+) -> tuple[EditState, list[Report]]:  # fmt: skip
+    """Edit like `ece.edit_sequence`, saving every batch in `folder`.
 
-
-def load_state(model: nn.Module, folder: str | Path) -> EditState:
-    """Apply a saved run to the unedited `model`; its weights become those saved, bit for bit.
-
-    Everything is read and checked before the first weight changes.
+    A run that was killed at any point goes on when it is started again on the unedited model, and
+    ends with the same bits. It calls `on_batch(state, report, batch_facts)` again for the last
+    batch in the folder, as it may have been killed before that. `StateError` if the folder holds a
+    run of other facts, settings, statistics or another model, or if a file there is damaged.
     """
-    return _load(model, Path(folder))[0]
+    strategy = strategy or Strategy()
+    parts, ahead = split(facts, strategy.batch or batch), strategy.values_from != "current"
+    folder.claim("run", {
+        "model": fingerprint(model), "config": asdict(config), "batch": batch,
+        "strategy": repr(strategy), "facts": checksum(facts), "statistics": stats.digest,
+    })  # fmt: skip
+    if folder.numbers("batch") or folder.numbers("state"):
+        state, reports = _resumed(model, folder, strategy, len(parts) if ahead else 0)
+    else:
+        state, reports = new_state(model, tokenizer, config, strategy), []
+        folder.save("state", 0, _packed(model, state))
+    if ahead and not state.done:
+        _find_values(model, tokenizer, parts, state, config, folder, progress)
+    if reports and on_batch is not None:
+        on_batch(state, reports[-1], parts[state.done - 1])
+
+    def save_and_tell(state: EditState, report: Report, part: list[Fact]) -> None:
+        _save_batch(model, state, report, folder)
+        if on_batch is not None:
+            on_batch(state, report, part)
+
+    found = (lambda number: folder.load("values", number, Values, Groups)) if ahead else None
+    more = (strategy, state, found, save_and_tell, progress)
+    state, new = edit_sequence(model, tokenizer, facts, stats, config, batch, *more)
+    return state, reports + new
 
 
-def _load(model: nn.Module, folder: Path) -> tuple[EditState, list[Report]]:
-    head = read_json(folder / MANIFEST)
-    if fingerprint(model) != head["fingerprint"]:
-        raise StateError(f"{folder.name} was made on another model; load that one, unedited")
-    entries, base = head["batches"], _base(folder, head["base"])
-    for entry in entries:  # all must be whole before the first weight changes
-        read_tensors(folder / entry["file"], entry["checksum"])
-    layers, contexts = tuple(head["layers"]), tuple(head["contexts"])
-    state = EditState(head["fingerprint"], head["weights"], layers, contexts, base["folded"])
-    state = replace(state, done=head["done"] - len(entries))
-    whole = {n: torch.ones(w.shape[1], dtype=torch.bool) for n, w in base["weight"].items()}
-    restore(model, whole, base["weight"])
-    reports = []
-    for entry in entries:
-        tensors = read_tensors(folder / entry["file"], entry["checksum"])
-        masks, after, keys = (_layers(tensors, name) for name in ("mask", "after", "keys"))
-        batch = Batch(tuple(entry["facts"]), masks, columns(model, masks), keys)
-        restore(model, masks, after)
-        state = pushed(state, batch, head["kept"])
-        if entry["report"] is not None:
-            reports.append(Report.from_dict(entry["report"], masks))
-    check_weights(model, state)
-    return state, reports
+def _resumed(
+    model: nn.Module, folder: Folder, strategy: Strategy, count: int
+) -> tuple[EditState, list[Report]]:
+    """Bring the unedited model to where the run in the folder is.
 
-
-def _base(folder: Path, entry: dict | None) -> dict[str, dict[int, Tensor]]:
-    """The parts of `_write_base`, empty where there was none."""
-    tensors = read_tensors(folder / entry["file"], entry["checksum"]) if entry else {}
-    return {name: _layers(tensors, name) for name in ("weight", "folded")}
-
-
-def _layers(tensors: dict[str, Tensor], name: str) -> dict[int, Tensor]:
-    """The tensors "name.layer" by layer, in order of layers."""
-    found = [key for key in tensors if key.split(".")[0] == name]
-    return {int(key.split(".")[1]): tensors[key] for key in sorted(found, key=_number)}
-
-
-def _number(key: str) -> int:
-    return int(key.split(".")[1])
-
-
-def open_run(
-    model: nn.Module,
-    tokenizer,
-    facts: list[Fact],
-    config: Config,
-    batch: int,
-    folder: str | Path | None,
-) -> tuple[EditState, list[Report]] | None:
-    """Continue the run in `folder`, or make the folder ready for one (None: start).
-
-    `StateError` if the folder holds a run of other facts, settings or another model.
+    `count` batches have values that were found ahead; those still to be used are checked, too.
     """
-    if folder is None:
-        return None
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    told = [asdict(fact) for fact in facts]
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    settings = json.loads(
-        json.dumps(
-            {"config": asdict(config), "batch": batch, "facts": digest, "model": fingerprint(model)}
-        )
-    )
-    if not (folder / SETTINGS).exists():
-        write_json(folder / SETTINGS, settings)
-    kept = read_json(folder / SETTINGS)
-    changed = [name for name in settings if kept.get(name) != settings[name]]
-    if changed:
-        raise StateError(f"{folder.name} holds a run with another {changed[0]}; use a new folder")
-    return _load(model, folder) if (folder / MANIFEST).exists() else None
+    first = max(folder.numbers("state"), default=0)
+    done = first + sum(number > first for number in folder.numbers("batch"))
+    saved = folder.load("state", first, EditState, Batch, type(strategy))
+    later = [folder.load("batch", number, Batch) for number in range(first + 1, done + 1)]
+    reports = [folder.load("report", number, Report) for number in range(1, done + 1)]
+    for number in range(done, count if done else 0):
+        folder.load("values", number, Values, Groups)
+    return _applied(model, saved, later, strategy), reports
 
 
-def save_values(values: Values, folder: str | Path, number: int) -> None:
-    """Keep the values of batch `number`, computed ahead."""
-    name = f"values-{number:05d}"
-    tensors: dict[str, Tensor] = {}
-    head = _flatten(values, "", tensors)
-    checksum = write(Path(folder) / f"{name}.safetensors", serialise(tensors))
-    write_json(Path(folder) / f"{name}.json", {"values": head, "checksum": checksum})
+def _save_batch(model: nn.Module, state: EditState, report: Report, folder: Folder) -> None:
+    """Save the state's last batch, which is done once its file is there."""
+    number, places = state.done, sites(model, state.layers)
+    batch = _written(state.batches[-1], {site.layer: site.weight for site in places})
+    marks = {"weights": state.weights, "moments": state.moments}
+    folder.save("report", number, report)
+    folder.save("batch", number, {"batch": batch, **marks})
+    if number - max(folder.numbers("state")) >= COMPACT:
+        folder.save("state", number, _packed(model, state))
+        folder.remove("state", number)
+        folder.remove("batch", number + 1)
+    folder.remove("values", number)
 
 
-def load_values(folder: str | Path, number: int) -> Values | None:
-    """The values of batch `number`, or None if they were not yet computed."""
-    name = f"values-{number:05d}"
-    if not (Path(folder) / f"{name}.json").exists():
-        return None
-    head = read_json(Path(folder) / f"{name}.json")
-    return _build(
-        head["values"], read_tensors(Path(folder) / f"{name}.safetensors", head["checksum"]), ""
-    )
-
-
-FIELDS = ("hidden", "delta", "losses", "nll", "steps", "holds")
-
-
-def _flatten(values: Values, prefix: str, tensors: dict[str, Tensor]) -> dict:
-    """Put the tensors of nested values into one flat dict; returns what is not a tensor."""
-    for name in FIELDS:
-        # A shared phase may hold the very tensors of the own one, which a file cannot.
-        tensors[prefix + name] = getattr(values, name).cpu().contiguous().clone()
-    head: dict = {"layer": values.layer, "seconds": values.seconds}
-    if values.groups is not None:
-        head["cost"] = values.groups.cost
-        tensors[prefix + "labels"] = values.groups.labels
-        tensors[prefix + "medoids"] = values.groups.medoids
-    for name in ("shared", "first"):
-        inner = getattr(values, name)
-        if inner is not None:
-            head[name] = _flatten(inner, f"{prefix}{name}.", tensors)
-    return head
-
-
-def _build(head: dict, tensors: dict[str, Tensor], prefix: str) -> Values:
-    """The inverse of `_flatten`."""
-    groups = None
-    if "cost" in head:
-        groups = Groups(tensors[prefix + "labels"], tensors[prefix + "medoids"], head["cost"])
-    inner = {
-        name: _build(head[name], tensors, f"{prefix}{name}.")
-        for name in ("shared", "first")
-        if name in head
-    }
-    fields = {name: tensors[prefix + name] for name in FIELDS}
-    return Values(head["layer"], **fields, groups=groups, seconds=head["seconds"], **inner)
+def _find_values(model, tokenizer, parts, state, config, folder: Folder, progress) -> None:
+    """Find the values of all batches from the unedited weights; those in the folder are read."""
+    for part in parts:
+        validate(part, tokenizer, model, state.contexts)
+    there = folder.numbers("values")
+    for number, part in enumerate(parts):
+        if number in there:
+            folder.load("values", number, Values, Groups)
+        else:
+            found = compute_values(model, tokenizer, part, state, config)
+            folder.save("values", number, found)
+        if progress is not None:
+            progress("values", number + 1, len(parts))

@@ -1,0 +1,1 @@
+"""MEND: a network, trained ahead, that turns gradients into edits."""

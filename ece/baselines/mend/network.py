@@ -6,7 +6,7 @@ network sees and returns these two vectors and never a whole matrix (Mitchell et
 """
 
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -30,12 +30,12 @@ class Factors(NamedTuple):
 
 @contextmanager
 def _probed(places: list[Site]):
-    """Within, inputs and probes of `places` are collected as a dict layer -> (input, probe).
+    """Collect inputs and probes of `places` within, as a dict layer -> (input, probe).
 
     A probe is a zero that is added to the output: a loss's gradient there is $\\delta$,
     although no parameter of the model takes gradients.
     """
-    found, handles = {}, []
+    found = {}
 
     def probe(layer):
         def add(module, arguments, output):
@@ -45,43 +45,39 @@ def _probed(places: list[Site]):
 
         return add
 
-    try:
+    with ExitStack() as hooks:
         for site in places:
-            handles.append(site.module.register_forward_hook(probe(site.layer)))
+            hooks.callback(site.module.register_forward_hook(probe(site.layer)).remove)
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def factors(model: nn.Module, places: list[Site], asked: Rows) -> dict[int, Factors]:
-    """The gradient of `nll` at the model's weights, in factors per layer, float32.
+def factors(model: nn.Module, places: list[Site], inputs: Rows) -> dict[int, Factors]:
+    """Take the gradient of `nll` at the model's weights, in factors per layer, float32.
 
     Tokens that the loss does not reach ($\\delta = 0$) are left out; they add nothing to the
     gradient. `ModelError` if a gradient is not finite.
     """
     with torch.enable_grad(), _probed(places) as found:
-        loss = nll(log_probs(model, asked, {}), asked)
-        probes = [found[site.layer][1] for site in places]
-        gradients = torch.autograd.grad(loss, probes)
+        loss = nll(log_probs(model, inputs, {}), inputs)
+        gradients = torch.autograd.grad(loss, [found[site.layer][1] for site in places])
     made = {}
     for site, gradient in zip(places, gradients, strict=True):
         if not torch.isfinite(gradient).all():
-            text = f"the gradient at layer {site.layer} is not finite; look at the model's weights"
+            text = f"the gradient at layer {site.layer} is not finite; check the model's weights"
             raise ModelError(text)
-        inputs = found[site.layer][0]
-        reached = asked.mask.to(gradient.device) & (gradient != 0).any(-1)
-        made[site.layer] = Factors(inputs[reached].float(), gradient[reached].float())
+        reached = inputs.mask.to(gradient.device) & (gradient != 0).any(-1)
+        u = found[site.layer][0][reached]
+        made[site.layer] = Factors(u.float(), gradient[reached].float())
     return made
 
 
 def join(parts: list[Factors]) -> Factors:
-    """Factors of several losses as those of their sum."""
+    """Put factors of several losses together as those of their sum."""
     return Factors(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def new_net(places: list[Site], rank: int, rate: float, seed: int, device) -> Weights:
-    """A network that returns its input, and learning rates `rate`; float32 on `device`.
+    """Make a network that returns its input, and learning rates `rate`; float32 on `device`.
 
     `{shape}.in1` ... are shared by all layers of one shape; `{layer}.scale1` ... are a
     layer's own.
@@ -102,12 +98,12 @@ def new_net(places: list[Site], rank: int, rate: float, seed: int, device) -> We
 
 
 def _shape(site: Site) -> str:
-    """Name of what layers of one shape share."""
+    """Name what layers of one shape share."""
     return "x".join(map(str, site.weight.shape))
 
 
 def normalisers(found: Mapping[int, Factors]) -> Weights:
-    """Mean and deviation of every entry of `u` and `delta` over the tokens given, per layer."""
+    """Measure mean and deviation of every entry of `u` and `delta` over tokens, per layer."""
     made = {}
     for layer, pair in found.items():
         for name, part in zip(("u", "delta"), pair, strict=True):
@@ -119,21 +115,22 @@ def normalisers(found: Mapping[int, Factors]) -> Weights:
 
 
 def normalised(net: Weights, layer: int, pair: Factors) -> Factors:
-    """Both vectors of each token, entry by entry with mean 0 and deviation 1 over training."""
-    said = []
+    """Shift and scale every entry of both vectors to mean 0 and deviation 1 over training."""
+    made = []
     for name, part in zip(("u", "delta"), pair, strict=True):
         mean, deviation = (net[f"{layer}.{name}.{what}"] for what in ("mean", "deviation"))
-        said.append((part.to(mean.device) - mean) / deviation)
-    return Factors(*said)
+        made.append((part.to(mean.device) - mean) / deviation)
+    return Factors(*made)
 
 
 def transform(net: Weights, site: Site, pair: Factors) -> Factors:
-    """MEND's editor: two low-rank residual layers on normalised factors.
+    """Run MEND's editor: two low-rank residual layers on normalised factors.
 
     The second layer has no rectifier, so that entries may shrink and change sign too. Both
     are the identity where training starts.
     """
-    own, shared = _parts(net, str(site.layer)), _parts(net, _shape(site))
+    own = {name: net[f"{site.layer}.{name}"] for name in ("scale1", "offset1", "scale2", "offset2")}
+    shared = {n: net[f"{_shape(site)}.{n}"] for n in ("in1", "out1", "bias", "in2", "out2")}
     z = torch.cat(normalised(net, site.layer, pair), 1)
     inner = z @ shared["in1"].T @ shared["out1"].T + shared["bias"]
     # At 0, where training starts, clamp passes gradients on and relu does not.
@@ -142,16 +139,10 @@ def transform(net: Weights, site: Site, pair: Factors) -> Factors:
     return Factors(*g.split([pair.u.shape[1], pair.delta.shape[1]], 1))
 
 
-def _parts(net: Weights, owner: str) -> Weights:
-    """What belongs to one layer or one shape, by its short name."""
-    first = f"{owner}."
-    return {key.removeprefix(first): v for key, v in net.items() if key.startswith(first)}
-
-
 def edited(
     net: Weights, places: list[Site], found: Mapping[int, Factors], names: Mapping[int, str]
 ) -> Weights:
-    r"""New values of the sites' weights: $W - \alpha \sum_t \tilde\delta_t \tilde u_t^T$.
+    r"""Compute the sites' new weights: $W - \alpha \sum_t \tilde\delta_t \tilde u_t^T$.
 
     names: parameter name per layer. Values have the parameter's orientation, dtype and device
     and are differentiable with respect to `net`.

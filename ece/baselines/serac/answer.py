@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, normalize
@@ -26,7 +25,7 @@ ELSEWHERE = 0.5
 
 
 def network(task: Task) -> LlamaForCausalLM:
-    """The untrained model, the same bits for the same seed; only its embeddings are final."""
+    """Build the untrained model, the same bits for a seed; only its embeddings are final."""
     numbers, table = task.numbers, task.model.get_input_embeddings().weight.detach().float()
     shape = LlamaConfig(
         vocab_size=len(table),
@@ -47,15 +46,15 @@ def network(task: Task) -> LlamaForCausalLM:
 
 
 def start(made: nn.Module) -> Weights:
-    """The weights that are trained: all but the embeddings."""
+    """List the weights that are trained: all but the embeddings."""
     frozen = made.get_input_embeddings().weight
     return {name: value for name, value in made.named_parameters() if value is not frozen}
 
 
 def entry(tokenizer, fact: Fact) -> list[int]:
-    """An edit as the tokens that go before a question.
+    """Write an edit as the tokens that go before a question.
 
-    Where the tokenizer adds a BOS, the question keeps its own and so is set apart.
+    Where the tokenizer adds a BOS, the question has its own and so is set apart.
     """
     return [*encode(tokenizer, fact.text), *target_ids(tokenizer, fact.target), *_stop(tokenizer)]
 
@@ -63,7 +62,7 @@ def entry(tokenizer, fact: Fact) -> list[int]:
 def loss(
     task: Task, made: nn.Module, facts: list[Fact]
 ) -> Callable[[Weights, torch.Generator], Tensor]:
-    """What `fit` minimises: nats per token of the answer, and `numbers.text` times those of text.
+    """Build the loss: nats per token of the answer, and `numbers.text` times those of text.
 
     The edit names another object at each draw: it can be read from the edit only.
     """
@@ -74,40 +73,36 @@ def loss(
         chosen = draw.sample(facts, min(task.numbers.batch, len(facts)))
         lessons = [_lesson(task, fact, objects, draw) for fact in chosen]
         ids, mask = (tensor.to(task.model.device) for tensor in pad([row for row, _ in lessons]))
-        weigh = _weigh([weight for _, weight in lessons]).to(ids.device)
+        each = [torch.tensor(weight) for _, weight in lessons]
+        weigh = nn.utils.rnn.pad_sequence(each, batch_first=True).to(ids.device)[:, 1:]
         keep = torch.zeros_like(mask)
-        keep[:, :-1] = weigh[:, 1:] > 0
+        keep[:, :-1] = weigh > 0
         inputs = dict(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep)
         out = functional_call(made, weights, kwargs=inputs).logits
-        weigh = weigh[:, 1:][keep[:, :-1]]
+        weigh = weigh[keep[:, :-1]]
         nats = cross_entropy(out, ids[:, 1:][keep[:, :-1]], reduction="none")
         return (nats * weigh).sum() / weigh.sum()
 
     return answer_loss
 
 
-def _lesson(task: Task, fact: Fact, objects, draw: random.Random):
-    """Tokens of edit, question, answer, and the fact in other words; the loss's weight of each."""
+def _lesson(task: Task, fact: Fact, objects: dict[str, list[str]], draw: random.Random):
+    """Draw one row (edit, question, answer, the fact in other words) and its tokens' weights."""
     tokenizer, text = task.tokenizer, task.numbers.text
     pool = objects[""] if draw.random() < ELSEWHERE else objects[fact.relation or fact.prompt]
     target = target_ids(tokenizer, draw.choice(pool))
-    stop = _stop(tokenizer)
-    known = wordings(fact, task.numbers.seen)
-    asked = encode(tokenizer, draw.choice(known))
+    stop, known = _stop(tokenizer), wordings(fact, task.numbers.seen)
+    question = encode(tokenizer, draw.choice(known))
     again = target_ids(tokenizer, draw.choice(known))
     given = [*encode(tokenizer, fact.text), *target, *stop]
     tail = [*stop, *again, *target, *stop]
-    row = [*given, *asked, *target, *tail]
-    weights = [0.0] * (len(given) + 1) + [text] * (len(asked) - 1)
+    row = [*given, *question, *target, *tail]
+    weights = [0.0] * (len(given) + 1) + [text] * (len(question) - 1)
     return row, [*weights, *[1.0] * len(target), *[text] * len(tail)]
 
 
-def _weigh(weights: list[list[float]]) -> Float[Tensor, "row token"]:
-    return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in weights], batch_first=True)
-
-
 def _objects(facts: list[Fact]) -> dict[str, list[str]]:
-    """Relation -> new objects of its facts; "" -> those of all."""
+    """Map each relation to the new objects of its facts, and "" to those of all."""
     found = defaultdict(set)
     for fact in facts:
         found[fact.relation or fact.prompt].add(fact.target)

@@ -8,7 +8,7 @@ is how they are pooled, projected and compared. Edit and text are embedded apart
 
 import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, normalize, softplus
 
 from ece.baselines.base import Task, Weights, wordings
-from ece.engine.suffix import states_at
-from ece.facts import Fact, by_length, encode, pad
+from ece.engine.grouping import by_length
+from ece.facts import Fact, encode, pad
+from ece.hooks import states_at
 from ece.model import blocks
 
 BATCH_TOKENS = 4096
@@ -27,12 +28,12 @@ ANSWERED = 0.3
 
 
 def statement(fact: Fact) -> str:
-    """The text by which an edit stands in the memory: prompt and new object."""
+    """Write the text by which an edit stands in the memory: prompt and new object."""
     return f"{fact.text} {fact.target}"
 
 
 def start(task: Task) -> Weights:
-    """Untrained weights: `query` `[head, d]`, `project` `[head, d, width]`, scale and bias."""
+    """Make untrained weights: `query` `[head, d]`, `project` `[head, d, width]`, scale and bias."""
     numbers, weight = task.numbers, task.model.get_input_embeddings().weight
     draw = torch.Generator().manual_seed(numbers.seed)
     size = weight.shape[1]
@@ -43,7 +44,7 @@ def start(task: Task) -> Weights:
 
 
 def embed(task: Task, weights: Weights, rows: list[list[int]]) -> Float[Tensor, "row width"]:
-    """Rows of tokens as unit vectors; each head pools the states with attention of its own."""
+    """Turn rows of tokens into unit vectors; each head pools the states with its own attention."""
     layer = int(task.numbers.depth * (len(blocks(task.model)) - 1))
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     for chunk in by_length([len(row) for row in rows], BATCH_TOKENS):
@@ -68,12 +69,12 @@ def _pool(
 def logits(
     weights: Weights, entries: Float[Tensor, "edit width"], rows: Float[Tensor, "row width"]
 ) -> Float[Tensor, "edit row"]:
-    """Log odds that a row is in the scope of an edit; scale and bias are learned."""
+    """Compute log odds that a row is in the scope of an edit; scale and bias are learned."""
     return weights["scale"] * entries @ rows.T + weights["bias"]
 
 
 def loss(task: Task, facts: list[Fact]) -> Callable[[Weights, torch.Generator], Tensor]:
-    """What `ece.baselines.training.fit` minimises: the binary cross-entropy of in and out of scope.
+    """Build the loss: the binary cross-entropy of texts in and out of scope.
 
     As the view goes by the best entry, a text out of scope pays for all entries at once.
     """
@@ -82,14 +83,13 @@ def loss(task: Task, facts: list[Fact]) -> Callable[[Weights, torch.Generator], 
     def scope_loss(weights: Weights, generator: torch.Generator) -> Tensor:
         draw = random.Random(int(torch.randint(2**31, (), generator=generator)))
         chosen = draw.sample(facts, min(task.numbers.batch, len(facts)))
-        seen = task.numbers.seen
-        texts, names = zip(*_texts(chosen, facts, twins, seen, draw), strict=True)
+        drawn = _texts(chosen, facts, twins, task.numbers.seen, draw)
+        texts, names = zip(*drawn, strict=True)
         stated = [statement(fact) for fact in chosen]
-        rows = [encode(task.tokenizer, text) for text in (*stated, *texts)]
-        vectors = embed(task, weights, rows)
+        vectors = embed(task, weights, [encode(task.tokenizer, t) for t in (*stated, *texts)])
         odds = logits(weights, vectors[: len(chosen)], vectors[len(chosen) :])
-        asked = [[fact.text == name for name in names] for fact in chosen]
-        inside = torch.tensor(asked, device=odds.device)
+        means = [[fact.text == name for name in names] for fact in chosen]
+        inside = torch.tensor(means, device=odds.device)
         wrong = odds.masked_fill(inside, -torch.inf).logsumexp(0)
         return softplus(-odds[inside]).mean() + softplus(wrong).mean()
 
@@ -97,31 +97,34 @@ def loss(task: Task, facts: list[Fact]) -> Callable[[Weights, torch.Generator], 
 
 
 def _twins(facts: list[Fact]) -> dict[str, list[str]]:
-    """Subject -> other subjects that share a word with it: the hardest to tell apart."""
+    """Map each subject to others that share a word with it: the hardest to tell apart."""
     holders = defaultdict(set)
     for fact in facts:
         for word in fact.subject.split():
             holders[word].add(fact.subject)
-    return {
-        fact.subject: sorted(
-            set().union(*(holders[word] for word in fact.subject.split())) - {fact.subject}
-        )
-        for fact in facts
-    }
+
+    def near(subject: str) -> set[str]:
+        return set().union(*(holders[word] for word in subject.split())) - {subject}
+
+    return {fact.subject: sorted(near(fact.subject)) for fact in facts}
 
 
-def _texts(chosen: list[Fact], facts: list[Fact], twins, seen: bool, draw: random.Random):
-    """(text, edit prompt that means the same) of one text in the scope of each fact, and of
-    texts out of it: a neighbour, the fact's wording about another subject, the subject in the
-    prompt of another fact. Some have an answer attached."""
+def _texts(
+    chosen: list[Fact], facts: list[Fact], twins: dict, seen: bool, draw: random.Random
+) -> Iterator[tuple[str, str]]:
+    """Draw (text, edit prompt that means the same), in and out of the scope of each fact.
+
+    Out of it: a neighbour, the fact's wording about another subject, the subject in the prompt
+    of another fact. Some texts have an answer attached.
+    """
     for fact in chosen:
-        asked = wordings(fact, seen)
-        found = [(draw.choice(asked), fact.text)]
+        known = wordings(fact, seen)
+        found = [(draw.choice(known), fact.text)]
         if fact.neighbours:
             found.append((draw.choice(fact.neighbours),) * 2)
         near = twins[fact.subject] if draw.random() < 0.5 else ()
         other = draw.choice(near) if near else draw.choice(facts).subject
-        wording = draw.choice(asked)
+        wording = draw.choice(known)
         if fact.subject in wording:
             swapped = wording.replace(fact.subject, other)
             found.append((swapped, fact.prompt.replace("{}", other)))

@@ -1,4 +1,4 @@
-"""What SERAC lets be asked: base model, memory, scope classifier and counterfactual model."""
+"""The model that SERAC stands for: base model, memory, scope classifier, counterfactual model."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from ece.facts import Fact, encode, pad
 
 
 class Span(NamedTuple):
-    """Adjacent tokens of a row whose logits are kept, and are one model's."""
+    """Adjacent tokens of a row whose logits are wanted, and come from one model."""
 
     row: int
     first: int
@@ -30,7 +30,7 @@ class View(nn.Module):
 
     Each text is compared with every edit. Where the likeliest edit passes the threshold, the
     counterfactual model reads that edit and the row and answers; elsewhere the base model does,
-    as if there were no memory. Where a mask says whose logits to keep, each run of such tokens is
+    as if there were no memory. Where a mask says whose logits to give, each run of such tokens is
     an answer and the tokens up to its first the question that is judged: all answers scored for a
     question are routed alike, and a row may hold a question that another one goes on from.
     """
@@ -40,9 +40,9 @@ class View(nn.Module):
         self.task, self.base, self.config = task, task.model, task.model.config
         last = {fact.text: fact for fact in facts}  # a later edit of the same prompt holds
         self.entries = [serac_answer.entry(task.tokenizer, fact) for fact in last.values()]
-        self.scope = part(task.trained, "scope")
+        self.scope = _part(task.trained, "scope")
         self.answerer = serac_answer.network(task)
-        self.answerer.load_state_dict(part(task.trained, "counterfactual"), strict=False)
+        self.answerer.load_state_dict(_part(task.trained, "counterfactual"), strict=False)
         if last:
             rows = [encode(task.tokenizer, serac_scope.statement(fact)) for fact in last.values()]
             self.memory = serac_scope.embed(task, self.scope, rows)
@@ -53,11 +53,11 @@ class View(nn.Module):
         return self.base.device
 
     def get_input_embeddings(self) -> nn.Module:
-        """The base model's."""
+        """Give the base model's."""
         return self.base.get_input_embeddings()
 
     def route(self, rows: list[list[int]]) -> Int[Tensor, " row"]:
-        """Per row of tokens the number of the edit that it asks for; -1: none."""
+        """Find the number of the edit that each row of tokens asks for; -1: none."""
         if not self.entries:
             return torch.full((len(rows),), -1, device=self.device)
         vectors = serac_scope.embed(self.task, self.scope, rows)
@@ -65,13 +65,10 @@ class View(nn.Module):
         return entry.where(best.sigmoid() > self.task.numbers.threshold, -1)
 
     def forward(
-        self,
-        input_ids: Int[Tensor, "row token"],
-        attention_mask: Tensor | None = None,
-        use_cache: bool = False,
-        logits_to_keep: int | Bool[Tensor, "row token"] = 0,
-    ) -> ModelOutput:
-        """Logits `[kept, vocab]` for a mask of the tokens to keep, else `[row, token, vocab]`.
+        self, input_ids: Int[Tensor, "row token"], attention_mask: Tensor | None = None,
+        use_cache: bool = False, logits_to_keep: int | Bool[Tensor, "row token"] = 0,
+    ) -> ModelOutput:  # fmt: skip
+        """Give logits `[kept, vocab]` for a mask of tokens, else `[row, token, vocab]`.
 
         Rows are padded on the right. logits_to_keep: as in transformers; a number keeps that many
         last tokens, 0 keeps all. Nothing is cached.
@@ -85,49 +82,41 @@ class View(nn.Module):
         rows = input_ids.tolist()
         edits = self.route([rows[span.row][: span.judged] for span in spans]).tolist()
         if max(edits) < 0:
-            return self.base(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                use_cache=False,
-                logits_to_keep=logits_to_keep,
-            )
+            return self.base(input_ids=input_ids, attention_mask=attention_mask,
+                             use_cache=False, logits_to_keep=logits_to_keep)  # fmt: skip
         logits = self._logits(input_ids, mask, keep, spans, edits)
         return CausalLMOutput(logits=logits.unflatten(0, (len(keep), -1)) if whole else logits)
 
     def _logits(self, ids, mask, keep, spans: list[Span], edits: list[int]) -> Tensor:
-        """Logits at the kept tokens: of the counterfactual model in spans that ask for an edit."""
+        """Give logits at the tokens of `keep`: the counterfactual model's in spans with an edit."""
         inside = torch.zeros_like(keep)
-        asked = [(span, edit) for span, edit in zip(spans, edits, strict=True) if edit >= 0]
-        for span, _ in asked:
+        found = [(span, edit) for span, edit in zip(spans, edits, strict=True) if edit >= 0]
+        for span, _ in found:
             inside[span.row, span.first : span.end] = True
-        said = self._answers(ids.tolist(), asked)
-        logits = said.new_empty(int(keep.sum()), said.shape[-1])
-        logits[inside[keep]] = said
+        answers = self._answers(ids.tolist(), found)
+        logits = answers.new_empty(int(keep.sum()), answers.shape[-1])
+        logits[inside[keep]] = answers
         outside = keep & ~inside
         rows = outside.any(1)
         if rows.any():
-            logits[outside[keep]] = self.base(
-                input_ids=ids[rows],
-                attention_mask=mask[rows],
-                use_cache=False,
-                logits_to_keep=outside[rows],
-            ).logits.to(said)
+            plain = self.base(input_ids=ids[rows], attention_mask=mask[rows], use_cache=False,
+                              logits_to_keep=outside[rows])  # fmt: skip
+            logits[outside[keep]] = plain.logits.to(answers)
         return logits
 
-    def _answers(self, rows: list[list[int]], asked: list[tuple[Span, int]]) -> Tensor:
-        """Logits of the counterfactual model in these spans, each after the edit it asks for."""
-        told = [[*self.entries[edit], *rows[span.row][: span.end]] for span, edit in asked]
-        ids, mask = (tensor.to(self.device) for tensor in pad(told))
+    def _answers(self, rows: list[list[int]], found: list[tuple[Span, int]]) -> Tensor:
+        """Give the counterfactual model's logits in spans, each after the edit it asks for."""
+        whole = [[*self.entries[edit], *rows[span.row][: span.end]] for span, edit in found]
+        ids, mask = (tensor.to(self.device) for tensor in pad(whole))
         keep = torch.zeros_like(mask)
-        for i, (row, (span, _)) in enumerate(zip(told, asked, strict=True)):
+        for i, (row, (span, _)) in enumerate(zip(whole, found, strict=True)):
             keep[i, len(row) - (span.end - span.first) : len(row)] = True
-        return self.answerer(
-            input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep
-        ).logits
+        inputs = dict(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep)
+        return self.answerer(**inputs).logits
 
     @torch.no_grad()
     def generate(self, ids: Int[Tensor, "row token"], max_length: int, **options) -> Tensor:
-        """Texts up to `max_length` tokens; a row's scope is decided once, by its prompt.
+        """Write texts up to `max_length` tokens; a row's scope is decided once, by its prompt.
 
         ids: prompts of one length, without padding. The base model goes on with all of them, so
         that what it writes out of scope is bit for bit its own.
@@ -143,7 +132,7 @@ class View(nn.Module):
         return texts
 
     def _continue(self, rows: list[list[int]], count: int, options) -> Int[Tensor, "row token"]:
-        """`count` new tokens per row, drawn without a trace on the global random numbers."""
+        """Draw `count` new tokens per row without a trace on the global random numbers."""
         ids, mask = (tensor.to(self.device) for tensor in pad(rows, "left"))
         options = {k: v for k, v in options.items() if k not in ("attention_mask", "min_length")}
         with torch.random.fork_rng([] if ids.device.type == "cpu" else [ids.device]):
@@ -152,26 +141,20 @@ class View(nn.Module):
 
 
 def _spans(keep: Bool[Tensor, "row token"], ends: Tensor | None) -> list[Span]:
-    """Runs of adjacent kept tokens, in reading order, judged by what ends at their first token.
+    """List runs of adjacent tokens of `keep`, judged by what ends at their first token.
 
     With `ends` (tokens per row) each row is one span, judged as a whole.
     """
-    before = keep.roll(1, 1)
-    before[:, 0] = False
-    after = keep.roll(-1, 1)
-    after[:, -1] = False
-    starts, lasts = (keep & ~before).nonzero().tolist(), (keep & ~after).nonzero().tolist()
-    found = []
-    for (row, first), (_, last) in zip(starts, lasts, strict=True):
-        judged = first + 1 if ends is None else int(ends[row])
-        found.append(Span(row, first, last + 1, judged))
-    return found
+    edge = keep.new_zeros(len(keep), 1)
+    starts = (keep & ~torch.cat([edge, keep[:, :-1]], 1)).nonzero().tolist()
+    lasts = (keep & ~torch.cat([keep[:, 1:], edge], 1)).nonzero().tolist()
+    return [
+        Span(row, first, last + 1, first + 1 if ends is None else int(ends[row]))
+        for (row, first), (_, last) in zip(starts, lasts, strict=True)
+    ]
 
 
-def part(weights: Weights, name: str) -> Weights:
-    """The tensors under prefix `name`, without it."""
-    return {
-        key.removeprefix(f"{name}."): value
-        for key, value in weights.items()
-        if key.startswith(f"{name}.")
-    }
+def _part(weights: Weights, name: str) -> Weights:
+    """Take the tensors under prefix `name`, without it."""
+    start = f"{name}."
+    return {key.removeprefix(start): v for key, v in weights.items() if key.startswith(start)}

@@ -1,0 +1,84 @@
+"""Saves second moments of keys, and passes over texts that go on after an interruption."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from torch import nn
+
+from ece.checks import check_stats
+from ece.covariance import Stats, Sums, second_moment
+from ece.errors import StatsError
+from ece.model import fingerprint
+from ece.storage.archive import check_identity, checksum, load, save
+from ece.storage.files import remove
+from ece.storage.lock import locked
+
+SAVE_EVERY = 20
+"""Forward passes between two files from which an interrupted pass goes on."""
+
+
+def moments(
+    model: nn.Module, tokenizer, texts: Iterable[str], layers: tuple[int, ...],
+    path: str | Path | None = None, max_tokens: int = 16384, select: Callable | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Stats, str]:  # fmt: skip
+    """Compute second moments (`ece.second_moment`) once; returns them and SHA-256 of the texts.
+
+    With `path` they are saved there, and read the next time. A pass that was killed goes on from
+    `path` + ".part" to the same bits. Another process at the same file is waited for. An error
+    names a file that is of other texts, layers or tokens, or of another model. progress: called
+    with the number of tokens so far.
+    """
+    if isinstance(texts, str):
+        raise StatsError("texts is one string; give a list of texts")
+    texts, counted = list(texts), getattr(select, "__name__", "all")
+    digest, part = checksum(texts), Path(f"{path}.part")
+    identity = {"model": fingerprint(model), "layers": layers, "max_tokens": max_tokens,
+                "tokens counted": counted, "texts": digest}  # fmt: skip
+
+    def on_forward(sums: Sums) -> None:
+        if path is not None and sums.forwards % SAVE_EVERY == 0:
+            save(part, "sums", {"identity": identity, "sums": sums})
+        if progress is not None:
+            progress(sums.tokens)
+
+    numbers = (model, tokenizer, texts, layers, max_tokens, select)
+    if path is None:
+        return second_moment(*numbers, None, on_forward), digest
+    with locked(path, wait=True):
+        if Path(path).exists():
+            return _finished(Path(path), model, layers, counted, digest), digest
+        start = None
+        if part.exists():
+            saved = load(part, "sums", [Sums])
+            check_identity(part, saved["identity"], identity)
+            start = saved["sums"]
+        stats = second_moment(*numbers, start, on_forward)
+        save_moments(stats, path, digest, counted)
+        remove([part])
+    return stats, digest
+
+
+def _finished(path: Path, model, layers: tuple[int, ...], counted: str, digest: str) -> Stats:
+    """Read a file of moments, and check that it is of this model, these layers and texts."""
+    found = load(path, "moments", [Stats])
+    check_stats(found["stats"], fingerprint(model), layers)
+    held = {name: found[name] for name in ("tokens counted", "texts")}
+    check_identity(path, held, {"tokens counted": counted, "texts": held["texts"] and digest})
+    return found["stats"]
+
+
+def save_moments(stats: Stats, path: str | Path, texts: str = "", counted: str = "all") -> None:
+    """Write second moments to one file.
+
+    texts: SHA-256 of the texts they are of, if known. counted: the name of what chose the tokens.
+    """
+    save(path, "moments", {"stats": stats, "texts": texts, "tokens counted": counted})
+
+
+def load_moments(path: str | Path, model: nn.Module | None = None) -> Stats:
+    """Read second moments; `StatsError` if they are not those of `model`, where one is given."""
+    stats = load(path, "moments", [Stats])["stats"]
+    if model is not None:
+        check_stats(stats, fingerprint(model), ())
+    return stats
