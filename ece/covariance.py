@@ -68,7 +68,7 @@ def second_moment(
     if isinstance(texts, str):
         raise StatsError("texts is one string; give a list of texts")
     length = min(getattr(model.config, "max_position_embeddings", ROW), ROW, max_tokens)
-    sums, tokens, done = dict(start.sums if start else {}), 0, 0
+    sums, tokens, done = {n: t.clone() for n, t in (start.sums if start else {}).items()}, 0, 0
     if start:
         tokens, done = start.tokens, start.forwards
     groups = packed(tokenizer, texts, length, max(1, max_tokens // length), select)

@@ -5,12 +5,11 @@ from types import ModuleType
 
 from torch import nn
 
-from ece import engine as fast
 from ece.checks import validate
 from ece.config import Config
 from ece.covariance import Stats
 from ece.descent import Values, renewed
-from ece.editor import edit_batch, find_values
+from ece.editor import edit_batch, fast, find_values
 from ece.errors import ConfigError, FactError, StateError
 from ece.facts import Fact
 from ece.report import Report
