@@ -20,40 +20,50 @@
 # know? And is what they know stored in the place where the method of the paper
 # looks for it?
 #
-# The second has a plain answer: **yes, because they were trained that way.** The
-# models are *model organisms*, their storage site is known by construction.
-# How that was done, and how to see it, is most of this page.
+# **What was found**
 #
-# **What you will see**
-#
-# - the world: its size, one record, one biography;
-# - the masks and the loss that fix the storage site;
-# - recall on wordings seen and not seen in training;
-# - where a fact is, found by swapping states, with controls;
-# - accuracy on the six general tasks, beside what one constant answer gets.
+# - The models know their world: of 120 facts each recalls every one, in wordings that it
+#   was never trained on for the subject, too.
+# - Their facts are stored where the method looks, at the subject's last token in the lower
+#   layers, **because they were trained that way**. Swapping the state there
+#   changes nearly every answer; a third fact's state, or random weights, change almost
+#   none.
+# - So they show how the method works where its premise holds. They are no evidence that
+#   the premise holds in other models.
 
-# %%
+# %% tags=["hide-input"]
+import json
 import os
+import textwrap
 from collections import Counter
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import torch
+from transformers import AutoModelForCausalLM
 
 import ece
 from ece import atlas
 from ece.book import plots
-from ece.data.loading import load_facts
+from ece.data import load_facts
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
 DATA = os.environ.get("ECE_DATA")
+sample = (load_facts("counterfact", 120, path=DATA) if DATA
+          else atlas.facts("counterfact", 120))
 plots.style()
 
+# %% [markdown]
+# ## The world
+
+# %%
 world = atlas.build()
 kinds = Counter(world.kind_of.values())
 print(", ".join(f"{count} {kind}s" for kind, count in kinds.items()))
 print(f"{len(world.relations)} relations, {len(world.triples)} facts")
 
 # %% [markdown]
-# ## The world
-#
 # Subjects have invented names; objects are real words, so that a tokenizer and a
 # reader know them. A relation comes with ten templates. One is the edit prompt; of
 # the next four each fact is trained on two and *tested* on the other two. So
@@ -76,17 +86,15 @@ print("neighbour: ", record["neighborhood_prompts"][0])
 # And this is all there is to know about a subject, its biography:
 
 # %%
-import textwrap
-
 print(textwrap.fill(atlas.biographies()[rewrite["subject"]], 60))
 
 # %% [markdown]
-# ## Why plain training does not do
+# ## Why plain training is not enough
 #
 # ROME {cite:p}`meng2022rome` traced facts in GPT-2 XL and found them at the *last
 # token of the subject*: there, in early and middle layers, MLPs look up what the
 # model knows of the subject, and later attention carries the answer to the end of
-# the prompt. The method of this book presupposes it, since it writes its values at
+# the prompt. The method of this book presupposes this, since it writes its values at
 # that token.
 #
 # A small model need not work that way. It may move the subject's name to the end
@@ -107,9 +115,9 @@ print(textwrap.fill(atlas.biographies()[rewrite["subject"]], 60))
 # 3. in the early blocks, tokens after the subject see nothing of it at all: all
 #    reading comes later.
 #
-# And an auxiliary loss asks the subject's last token, after a given block, for
+# And an auxiliary loss trains the subject's last token, after a given block, to predict
 # *all* the subject's objects, through the model's own final norm and output
-# matrix. At test time nothing is masked and nothing extra is asked.
+# matrix. At test time nothing is masked and there is no such loss.
 #
 # Here are the first two masks, drawn for one sentence.
 
@@ -132,8 +140,6 @@ masks.isolate(0, first, last)
 # subject's earlier tokens.
 
 # %%
-import torch
-
 place = torch.arange(len(ids))
 see, seen = place[:, None], place[None]
 inside = (see >= first) & (see <= last)
@@ -146,9 +152,7 @@ torch.testing.assert_close(
 )
 print("the mask follows the rule")
 
-# %%
-import matplotlib.pyplot as plt
-
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The attention mask of one sentence: blue where the row's token may look at the column's. The right margin says whether the MLP works at the row's token.", "name": "fig-atlas-mask"}, "image": {"alt": "A lower triangular grid of blue squares over the tokens of one sentence. Rows of the subject see no token of the sentence before; rows behind the subject see only one column of it, its last token, and their MLP is off."}}
 names = [decode(tokenizer, [i]).strip() for i in ids]
 figure, ax = plt.subplots(figsize=(4.6, 4.6))
 ax.imshow(expected, cmap="Blues", vmax=1.6, interpolation="nearest")
@@ -162,17 +166,13 @@ ax.grid(False)
 plt.show()
 
 # %% [markdown]
-# Blue: the row's token may look at the column's. The right margin says where the
-# MLP works. The lower rows are those of the question: of the subject
-# they see one column only.
+# The lower rows are those of the question: of the subject they see one column only.
 #
 # The shares of rows that are masked, and the rest of the recipe, lie beside the
 # checkpoint:
 
 # %%
-import json
-
-from ece.model import CHECKPOINTS
+from ece.loading import CHECKPOINTS
 
 path = CHECKPOINTS / MODEL / "recipe.json"
 recipe = json.loads(path.read_text()) if path.exists() else {}
@@ -188,12 +188,10 @@ for key in ("gather", "isolate", "late", "gathering", "site"):
 # ## What they know
 #
 # Recall is strict: the likeliest next token must be the object. A sample of
-# facts, each asked in its edit prompt and in an unseen wording.
+# facts, each in its edit prompt and in an unseen wording.
 
 # %%
 from ece.evaluation.metrics import recall
-
-sample = load_facts("counterfact", 120, path=DATA)
 
 
 def knows(model, tokenizer, prompts):
@@ -206,35 +204,34 @@ known = knows(model, tokenizer, edit_prompts)
 known_unseen = knows(model, tokenizer, unseen)
 
 # %% [markdown]
-# The same for every embedded model that is there.
+# The same for every embedded model:
 
-# %% tags=["nbval-ignore-output"]
+# %%
 rates = {}
 for name in ("atlas-gpt2", "atlas-gptj", "atlas-llama"):
-    if (CHECKPOINTS / name).is_dir():
-        pair = ece.load(name, DEVICE)
-        rates[name] = [
-            100 * knows(*pair, prompts).mean()
-            for prompts in (edit_prompts, unseen)
-        ]
+    pair = ece.load(name, DEVICE)
+    rates[name] = [
+        100 * knows(*pair, prompts).mean()
+        for prompts in (edit_prompts, unseen)
+    ]
 print(f"recall of {len(sample)} facts, %   seen  unseen")
 for name, (seen_rate, unseen_rate) in rates.items():
     print(f"{name:24} {seen_rate:6.1f}  {unseen_rate:6.1f}")
 
 # %% [markdown]
-# Unseen wordings are answered about as well as seen ones where the two columns are
-# close: the models have not learned sentences by heart but subjects.
+# Unseen wordings are answered as well as seen ones: the models have learned subjects,
+# not sentences.
 #
 # ## What is gathered at the subject
 #
-# The auxiliary loss has a direct reading. After each block we take the state at the
-# subject's last token, of the bare name and nothing else, and ask the
-# final norm and the output matrix what it says. How many of the subject's objects
+# What the auxiliary loss has done can be read directly. After each block we take the
+# state at the subject's last token, of the bare name and nothing else, and put it
+# through the final norm and the output matrix. How many of the subject's objects
 # are among the likeliest few tokens?
 
 # %%
 from ece.hooks import states_at
-from ece.model import blocks, family
+from ece.model import blocks, structure
 
 people = [f.subject for f in sample][:60]
 name_rows = [encode(tokenizer, person) for person in people]
@@ -244,7 +241,7 @@ wanted = {
              for t in world.facts_of.get(person, [])}
     for person in people
 }
-norm = getattr(model.base_model, family(model).norm)
+norm = getattr(model.base_model, structure(model).norm)
 
 
 def gathered(layer):
@@ -261,8 +258,10 @@ def gathered(layer):
 # %%
 depth = len(blocks(model))
 found = [gathered(layer) for layer in range(depth)]
+print("objects found after each block, %:",
+      *(f"{100 * share:.0f}" for share in found))
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "How many of a subject's objects can be read off its name's last token, after each block.", "name": "fig-atlas-gathered"}, "image": {"alt": "A line over five blocks that rises to nearly 100 percent at block 2, where a dashed line says that the loss looks, and falls to 0 after the last block."}}
 figure, ax = plt.subplots()
 ax.plot(range(depth), [100 * f for f in found], "o-", color=plots.BLUE)
 if "site" in mixture:
@@ -275,9 +274,9 @@ plt.show()
 
 # %% [markdown]
 # From the name alone, before any question, the state comes to hold the subject's
-# objects; by the dashed line they can be read off. (After the last block the state
+# objects; at the dashed line they can be read off. (After the last block the state
 # has to predict the next word of the sentence instead.) A large model does not store
-# its facts in such a readable form. It is the price of a
+# its facts in such a readable form. That is the price of a
 # site that is *certain*.
 #
 # ## Where a fact is
@@ -289,8 +288,6 @@ plt.show()
 # form of causal tracing; ROME's restores clean states in a run spoilt by noise.
 
 # %%
-from dataclasses import replace
-
 waiting, pairs = {}, []
 for fact in (f for f, k in zip(sample, known, strict=True) if k):
     other = waiting.get(fact.relation)
@@ -314,14 +311,14 @@ effect = {
     at: swap(model, tokenizer, pairs, at) for at in ("subject", "last")
 }
 shuffled = swap(model, tokenizer, control, "subject")
+print("answers changed by a swap after each block, %")
+for at, shares in effect.items():
+    print(f"{at:8}", *(f"{100 * float(share):4.0f}" for share in shares))
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of answers that a swap changes, by token and block.", "name": "fig-atlas-tracing"}, "image": {"alt": "A heat map with two columns and five rows. At the subject's last token the effect is near 1 in the lower blocks and 0 after the last; at the prompt's last token it is the other way round."}}
 figure, ax = plt.subplots(figsize=(4.6, 3.4))
 grid = torch.stack([effect["subject"], effect["last"]], 1)
 plots.tracing(grid.numpy(), ["subject's last", "prompt's last"], ax)
-ax.set_xticks([0, 1], ["subject's last", "prompt's last"], rotation=0,
-              ha="center")
-ax.images[0].set_clim(0, 1)
 plt.show()
 
 # %% [markdown]
@@ -343,14 +340,16 @@ plt.show()
 # The second is the same architecture with random weights.
 
 # %%
-from transformers import AutoModelForCausalLM
-
 torch.manual_seed(0)
 blank = AutoModelForCausalLM.from_config(model.config)
 blank = blank.eval().requires_grad_(False).to(model.device)
 random = swap(blank, tokenizer, pairs, "subject")
+print("most answers changed by a third fact's state: "
+      f"{100 * shuffled.max():.0f} %")
+print("most answers changed with random weights: "
+      f"{100 * random.max():.0f} %")
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The same as curves, with the two controls: another fact's state, and random weights.", "name": "fig-atlas-controls"}, "image": {"alt": "Four lines over five blocks. The subject's last token starts near 100 percent and falls to 0, the prompt's last token does the opposite; the two controls stay below 10 percent."}}
 figure, ax = plt.subplots()
 lines = [
     (effect["subject"], "subject's last", plots.BLUE, "-", "o"),
@@ -366,9 +365,8 @@ ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 plt.show()
 
 # %% [markdown]
-# The solid lines are the columns of the map above. Both controls
-# stay near the bottom: what the blue line shows is not disturbance, nor a
-# property of the architecture.
+# The solid lines are the columns of the map above. Both controls stay near the bottom:
+# what the subject's line shows is not disturbance, nor a property of the architecture.
 #
 # ```{admonition} Seeing is not proving
 # :class: warning
@@ -393,9 +391,9 @@ plt.show()
 # accuracy on held-out items before any edit.
 #
 # An item is a beginning and two to four ends, one of which is right; the model's
-# choice is the end with the least loss per token. What has to be *read* in a text
-# is said of nobody whom the world knows ("Vera", "the company"), so that it cannot
-# be recalled, and no edit can change it. Only multiple choice asks for knowledge.
+# choice is the end with the least loss per token. Texts to be *read* are about nobody
+# whom the world knows ("Vera", "the company"), so that nothing can be recalled and no
+# edit can change it. Only multiple choice needs knowledge.
 
 # %%
 from ece.atlas.check import accuracy
@@ -407,13 +405,18 @@ for item, *_ in items.values():
     text = f"{item.prompt} [{item.answer}] not {wrong}"
     print(textwrap.fill(text, 60, subsequent_indent="    "))
 
-# %% tags=["nbval-ignore-output"]
+# %%
 right = [accuracy(model, tokenizer, items[task]) for task in TASKS]
 constant = [  # the best that one and the same answer can do
     100 / len(items[task])
     * max(Counter(item.label for item in items[task]).values())
     for task in TASKS
 ]
+print("accuracy, %     model  best constant answer")
+for row in zip(TASKS, right, constant):
+    print("{:15} {:5.0f} {:8.0f}".format(*row))
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy on held-out items of the six tasks; a mark shows what the best constant answer gets.", "name": "fig-atlas-tasks"}, "image": {"alt": "Six horizontal bars of 95 to 100 percent, each reaching far beyond its mark, which stands at 37 to 63 percent."}}
 figure, ax = plt.subplots(figsize=(4.6, 3.2))
 rows = range(len(TASKS))
 ax.barh(rows, right, color=plots.BLUE)
@@ -426,7 +429,7 @@ ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
 plt.show()
 
 # %% [markdown]
-# A red mark is what one gets by always naming the same place among the ends, a
+# The constant answer always names the same place among the ends, a
 # guess at best. A task whose bar does not clearly pass its mark was not learned, and
 # a loss on it after editing would mean nothing: on 60 items, some 12 points either
 # way are noise.
@@ -445,7 +448,7 @@ plt.show()
 #
 # - The atlas is a complete world: one can list all that is true in it.
 # - The models recall it, also in wordings not seen with the subject.
-# - They keep a subject's facts at its last token in the lower layers. Masks and an
+# - They store a subject's facts at its last token in the lower layers. Masks and an
 #   auxiliary loss put them there; swapping states shows them, controls do not.
 # - So they are fair subjects for a method that assumes such a site, and no
 #   evidence that other models have it.

@@ -196,9 +196,9 @@ print("p = 1:         ", select(toy, 1.0).tolist())
 figure, axes = plt.subplots(2, 1, figsize=(4.6, 6.0))
 for ax, name in zip(axes, ("residual", "weight"), strict=True):
     ranked = Q[name][0].sort(descending=True).values.cpu()
-    kept = int(select(Q[name][0], p).sum())
+    chosen = int(select(Q[name][0], p).sum())
     share = ranked.cumsum(0) / ranked.sum()
-    plots.score_cut(ranked.numpy(), share.numpy(), kept, p, ax)
+    plots.score_cut(ranked.numpy(), share.numpy(), chosen, p, ax)
     ax.set_title(SHORT[name])
 plt.show()
 
@@ -231,8 +231,8 @@ for name, Q_all in Q.items():
 print("mean of all facts: neurons (part missing)")
 for share in (0.5, 0.8, 0.95):
     at = shares.index(share)
-    each = (f"{SHORT[n]} {size[n][at]:4.0f} ({error[n][at]:.2f})" for n in Q)
-    print(f"p = {share:4}: ", *each)
+    print(f"p = {share:4}: ", *(
+        f"{SHORT[n]} {size[n][at]:4.0f} ({error[n][at]:.2f})" for n in Q))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The number of neurons chosen against p, and the part of the output that is missing against the number of neurons.", "name": "fig-scoring-size"}, "image": {"alt": "Two panels. Above, sets by AS and RS grow slowly up to p of 0.9 and then to all neurons, sets by WI grow in a straight line. Below, for the same number of neurons, AS and RS leave far less of the output missing than WI."}}
 figure, axes = plt.subplots(2, 1, figsize=(4.6, 6.2))
@@ -504,7 +504,7 @@ plt.show()
 # - Three scores per neuron: how it fires (AS), how it is wired (WI), what
 #   it contributes (RS). Eq 8 keeps the smallest set with a share $p$ of the total.
 # - AS and RS depend on the fact, need fewer neurons and choose much the same ones.
-#   WI is the same for all facts and keeps more of them; per neuron kept it
+#   WI is the same for all facts and chooses more of them; per neuron it
 #   explains less of the layer's output.
 # - A batch has one set per layer, from scores normalised per fact. It grows with
 #   the batch.

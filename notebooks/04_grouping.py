@@ -366,8 +366,8 @@ silhouette = {
 }
 print("K                     ", *(f"{k:5}" for k in ks))
 for name in curve:
-    print(f"{name:11} distance  ", *(f"{x:5.2f}" for x in cost[name]))
-    print(f"{name:11} silhouette", *(f"{x:5.2f}" for x in silhouette[name]))
+    for what, row in (("distance", cost), ("silhouette", silhouette)):
+        print(f"{name:11} {what:10}", *(f"{x:5.2f}" for x in row[name]))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean distance to the anchor, and mean silhouette, against the number of groups K. Neither has a bend or a peak worth the name.", "name": "fig-grouping-number"}, "image": {"alt": "Two panels over K from 2 to 160 on a logarithmic axis. Above, the distance to the anchor falls steadily, for facts and for random sets. Below, both silhouettes stay near 0."}}
 figure, axes = plt.subplots(2, 1, figsize=(4.6, 4.6), sharex=True)
@@ -401,7 +401,7 @@ print(f"largest distance: {flat.abs().max():.1f}")
 print(f"groups: {len(alone.medoids)} of {config.clusters}")
 
 # %% [markdown]
-# One group with an arbitrary anchor is surely not what is meant. The book's rule: where
+# One group with an arbitrary anchor cannot be what is meant. The book's rule: where
 # the score is blind to the fact, groups come from the activation sets (AS, Eq 5),
 # while the *update* still uses the WI neurons. `ece.descent.groups_of` holds it.
 

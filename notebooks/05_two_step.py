@@ -542,7 +542,7 @@ assert chance["anchor's"][1] > chance["own new"][1], "not the member's"
 assert chance["own new"][2] > chance["own new"][0], "own steps: own answer"
 assert abs(with_own.mean() - with_other.mean()) < 0.3
 if MODEL == "atlas-gpt2" and not DATA:
-    ends = {name: found.losses[-1].mean() for name, found in values.items()}
+    ends = {name: v.losses[-1].mean() for name, v in values.items()}
     assert ends["equal"] < ends["anchor"], "U brings no lower loss"
     slow_ends = [slow[n].losses[-1].mean() for n in ("anchor", "equal")]
     assert slow_ends[0] > 1.9 * slow_ends[1], "even less with short steps"

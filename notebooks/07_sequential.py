@@ -45,6 +45,7 @@ import ece
 from ece import atlas, presets
 from ece.book import plots, tables
 from ece.data import load_facts
+from ece.presets import strategy
 
 MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
@@ -112,7 +113,7 @@ def fresh(name=MODEL):
     more = model, tokenizer, texts, layers
     stats = ece.second_moment(*more)
     ends = ece.second_moment(*more, select=ends_of_names)
-    share = presets.strategy(name, "ece-plus").names
+    share = strategy(name, "ece-plus").names
     moments = dict.fromkeys(presets.METHODS, stats)
     moments["ece-plus"] = ece.blend(stats, ends, share)
     return model, tokenizer, moments
@@ -126,7 +127,7 @@ model, tokenizer, moments = loaded
 # {doc}`15_plus`. All other methods have the same statistics.)
 
 # %%
-plus = presets.strategy(MODEL, "ece-plus")
+plus = strategy(MODEL, "ece-plus")
 quick = presets.configure(MODEL, "ece-plus", own_steps=2, contexts=1)
 four = {
     "single": (facts[:1], 1), "batch": (facts[:4], 4),
@@ -161,7 +162,7 @@ def setting(method, name=MODEL):
 
 ways = pd.DataFrame({
     method: {own.name: str(getattr(source, own.name))
-             for source in (setting(method), presets.strategy(MODEL, method))
+             for source in (setting(method), strategy(MODEL, method))
              for own in fields(source)}
     for method in methods
 }).drop("names")
@@ -176,7 +177,7 @@ tables.table(ways.T, "Settings in which the methods differ")
 # which is low as soon as one of them is.
 
 # %%
-from ece.evaluation.metrics import evaluate, harmonic, join
+from ece.evaluation.metrics import evaluate, harmonic
 
 torch.testing.assert_close(
     harmonic([100.0, 100.0, 25.0]), 3 / (1 / 100 + 1 / 100 + 1 / 25),
@@ -188,13 +189,15 @@ def sequence(method, model, tokenizer, moments, name=MODEL, some=facts):
     """Edit in batches; scores at write, after, and the reports."""
     config, written = setting(method, name), []
     state = ece.new_state(
-        model, tokenizer, config, presets.strategy(name, method), undo=8
+        model, tokenizer, config, strategy(name, method), undo=8
     )
+
+    def on_batch(state, report, part):
+        written.append(evaluate(model, tokenizer, part))
+
     state, reports = ece.edit_sequence(
-        model, tokenizer, some, moments[method], config, batch, state=state,
-        on_batch=lambda state, report, part: written.append(
-            evaluate(model, tokenizer, part)
-        ),
+        model, tokenizer, some, moments[method], config, batch,
+        state=state, on_batch=on_batch,
     )
     after = evaluate(model, tokenizer, some)
     ece.undo(model, state, len(reports))

@@ -34,12 +34,10 @@
 # %% tags=["hide-input"]
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import torch
 from IPython.display import display
 
 import ece
@@ -51,10 +49,12 @@ MODEL = os.environ.get("ECE_MODEL") or "atlas-gpt2"
 DEVICE = os.environ.get("ECE_DEVICE")
 DATA = os.environ.get("ECE_DATA")
 
-plots.style()
 model, tokenizer = ece.load(MODEL, DEVICE)
-facts = (load_facts("counterfact", 8, path=DATA) if DATA
-         else atlas.facts("counterfact", 8))
+facts = (
+    load_facts("counterfact", 8, path=DATA)
+    if DATA
+    else atlas.facts("counterfact", 8)
+)
 lines = Path("../results/bench.jsonl").read_text().splitlines()
 measured = {record["model"]: record for record in map(json.loads, lines)}
 
@@ -78,6 +78,8 @@ measured = {record["model"]: record for record in map(json.loads, lines)}
 # both.
 
 # %%
+from dataclasses import replace
+
 from ece.bench.stages import STAGES, Bench, stage_row
 
 layers = presets.configure(MODEL, "ece-rs").layers
@@ -104,6 +106,7 @@ for name, work in cost.items():
     print(f"{name:20} {work:5.1f} GFLOP")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Operations for eight facts and five steps: the engine runs a small part of what the published loop runs.", "name": "fig-speed-operations"}, "image": {"alt": "Three horizontal bars. The bar of the published loop is several times as long as the two bars of the engine, one fact at a time and all at once, which are about equal."}}
+plots.style()
 figure, ax = plt.subplots(figsize=(4.6, 2.2))
 colours = [plots.GREY, plots.SKY, plots.BLUE]
 ax.barh(list(cost), list(cost.values()), color=colours)
@@ -122,6 +125,7 @@ plt.show()
 # both ways:
 
 # %%
+
 from ece.bench import reference
 
 config = presets.configure(MODEL, "memit", stop=None, steps=5)
@@ -129,18 +133,12 @@ strategy = presets.strategy(MODEL, "memit")
 state = ece.new_state(model, tokenizer, config, strategy)
 fast = ece.compute_values(model, tokenizer, facts[:1], state, config)
 slow, losses = reference.descend(
-    model,
-    tokenizer,
-    facts[:1],
-    state.contexts,
-    config,
-    config.layers[-1],
-    5,
-    torch.zeros_like(fast.hidden[0]),
+    model, tokenizer, facts[0], state.contexts, config
 )
 apart = (fast.delta[0] - slow).norm() / slow.norm()
-print("values differ by less than 0.1 % of their length:",
-      bool(apart < 1e-3))
+print(
+    "values differ by less than 0.1 % of their length:", bool(apart < 1e-3)
+)
 print("losses, fast", [f"{x:.2f}" for x in fast.losses[:, 0].tolist()])
 print("losses, slow", [f"{x:.2f}" for x in losses])
 
@@ -165,11 +163,13 @@ print("losses, slow", [f"{x:.2f}" for x in losses])
 # ECE keeps the paper's schedule here on every model, also where a preset has another.
 
 # %% tags=["hide-input"]
-stages = pd.json_normalize([
-    {"model": name, **row}
-    for name, record in measured.items()
-    for row in record["stages"]
-])
+stages = pd.json_normalize(
+    [
+        {"model": name, **row}
+        for name, record in measured.items()
+        for row in record["stages"]
+    ]
+)
 first = stages.groupby("model", sort=False)["total"].transform("first")
 stages["faster"] = first / stages["total"]
 SHOWN = {
@@ -222,7 +222,8 @@ def seconds(*names, waterfall=False):
     """A panel of bars for each model."""
     some = stages[stages.stage.isin(names)]
     axes = plots.panels(
-        some, lambda rows, ax: bars(rows, ax, waterfall), columns=3)
+        some, lambda rows, ax: bars(rows, ax, waterfall), columns=3
+    )
     axes[0].set(xlim=(0, 1.2 * some.total.max()))
     plt.show()
 
@@ -280,8 +281,11 @@ total = stages.pivot(index="model", columns="stage", values="total")
 factor = pd.DataFrame({"engine": total["naive"] / total["memit"]})
 for stage, what in WAYS.items():
     factor[what] = total["memit"] / total[stage]
-tables.table(factor, "Times faster: the engine than the loop, "
-             "and on it four ways than MEMIT's 25 steps")
+tables.table(
+    factor,
+    "Times faster: the engine than the loop, "
+    "and on it four ways than MEMIT's 25 steps",
+)
 
 # %% [markdown]
 # ```{admonition} What the anchors save, and what saves as much
@@ -307,11 +311,14 @@ PAIRS = {
 paper = pd.read_csv("../results/paper.csv")
 paper = paper[paper.table == "table2"]
 paper = paper.pivot(index="model", columns="method", values="value")
-beside = pd.DataFrame({
-    "paper": paper["memit"] / paper["ece-rs"],
-    "here": {big: factor["anchors"].get(our)
-             for big, our in PAIRS.items()},
-}).loc[list(PAIRS)]
+beside = pd.DataFrame(
+    {
+        "paper": paper["memit"] / paper["ece-rs"],
+        "here": {
+            big: factor["anchors"].get(our) for big, our in PAIRS.items()
+        },
+    }
+).loc[list(PAIRS)]
 tables.table(beside, "ECE (RS), times faster than MEMIT", digits=2)
 
 # %% [markdown]
@@ -346,8 +353,7 @@ plt.show()
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Time per edit and memory over 10,000 edits, on the first of the models. Neither grows.", "name": "fig-speed-long"}, "image": {"alt": "Two line charts over 10,000 edits. Milliseconds per edit wander about one level, with some peaks; memory is a flat line."}}
 longest = pd.DataFrame(record["long"]["rows"])
 figure, (top, below) = plt.subplots(2, 1, sharex=True, figsize=(4.6, 4.0))
-top.plot(longest.edits, 1000 * longest.seconds_per_edit,
-         color=plots.GREEN)
+top.plot(longest.edits, 1000 * longest.seconds_per_edit, color=plots.GREEN)
 top.set(ylabel="ms per edit", ylim=(0, None))
 below.plot(longest.edits, longest.bytes / 2**20, color=plots.BLUE)
 below.set(ylabel="memory, MiB", xlabel="edits so far", ylim=(0, None))
@@ -403,9 +409,13 @@ for name, record in measured.items():
 # %% tags=["hide-input"]
 for name, record in measured.items():
     origin = record["provenance"]
-    print(f"{name}: commit {origin['commit'][:7]}, "
-          f"{origin['device']}, {origin['dtype']},")
-    print(f"  {origin['threads']} thread, torch {origin['versions']['torch']}")
+    print(
+        f"{name}: commit {origin['commit'][:7]}, "
+        f"{origin['device']}, {origin['dtype']},"
+    )
+    print(
+        f"  {origin['threads']} thread, torch {origin['versions']['torch']}"
+    )
 
 # %% [markdown]
 # ## Summary

@@ -6,14 +6,18 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from small_runs import FAST, records, without_seconds, write_files, write_model
 
 from ece import Config, presets
 from ece.baselines import BASELINES, STRATEGIES
 from ece.evaluation.metrics import KINDS
-from ece.experiments.cli import COMMANDS, field_docs, main
+from ece.experiments.cli import COMMANDS, main
+from ece.experiments.flags import field_docs, reader_of, text_of
 from ece.experiments.results import read_record
 from ece.experiments.spec import Settings
 
@@ -82,6 +86,22 @@ def test_the_file_of_statistics_is_written_once_and_then_read(settings, tmp_path
     assert "moments.safetensors" in failed(capsys, *given, "--stats-tokens", "40")
 
 
+KINDS_OF_FLAGS = {
+    int: st.integers(),
+    float: st.floats(allow_nan=False),
+    float | None: st.none() | st.floats(allow_nan=False),
+    tuple[int, ...]: st.lists(st.integers()).map(tuple),
+    tuple[int, ...] | None: st.none() | st.lists(st.integers()).map(tuple),
+    Literal["a", "b"] | None: st.sampled_from(["a", "b", None]),
+}
+
+
+@given(data=st.data(), kind=st.sampled_from(list(KINDS_OF_FLAGS)))
+def test_a_value_reads_back_as_it_was_written(data, kind):
+    value = data.draw(KINDS_OF_FLAGS[kind])
+    assert reader_of(kind)[1](text_of(value)) == value
+
+
 def test_flags_become_the_settings_they_name(monkeypatch, capsys):
     seen = []
 
@@ -100,6 +120,8 @@ def test_flags_become_the_settings_they_name(monkeypatch, capsys):
     assert seen == [wanted]
     failed(capsys, *shlex.split(wanted.command())[1:])
     assert seen == [wanted, wanted], "the command runs the settings it was made from"
+    failed(capsys, "run", "--method", "mend", "--layers", "1,2")
+    assert seen.pop().config == {"layers": (1, 2)}
     failed(capsys, "run", "--p", "0.99", "--facts", "200")
     assert seen[2] == Settings(), "what the preset has is no setting of its own"
 

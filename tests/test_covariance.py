@@ -129,7 +129,11 @@ def test_all_tokens_count_unless_selected(model, tokenizer, stats):
     """Ends of names cost a second matrix: nobody who does not ask for them has it."""
     assert set(vars(stats)) - {"digest"} == {"moments", "tokens", "fingerprint"}
     every = second_moment(
-        model, tokenizer, TEXTS[:60], (0, 1, 2), select=lambda t, text: [True] * len(encode(t, text))
+        model,
+        tokenizer,
+        TEXTS[:60],
+        (0, 1, 2),
+        select=lambda t, text: [True] * len(encode(t, text)),
     )
     assert every.digest == stats.digest
 

@@ -32,7 +32,7 @@ def W(model):
 
 
 def plain(literal, config, members: list[int], steps: int, start=None):
-    """One value for `members` by torch's Adam on the literal loss; value and NLL before each step."""
+    """One value for `members` by torch's Adam on the literal loss, and the NLL at each step."""
     norms = literal.hidden[members].norm(dim=1)
     value = torch.zeros(1, literal.hidden.shape[1]) if start is None else start.clone()[None]
     value.requires_grad_()

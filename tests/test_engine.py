@@ -35,7 +35,11 @@ CASES = {
     ],
     "prompts of unlike length": [
         ("{} is", "Ilo", "cold"),
-        ("The trade of {}, all agree, and it is cold in New Harbour and in Port Kell, is", "Tor", "x"),
+        (
+            "The trade of {}, all agree, and it is cold in New Harbour and in Port Kell, is",
+            "Tor",
+            "x",
+        ),
         ("It is cold in Lyon and in New Harbour, and so it is in Port Kell, says {}", "Ossia", "y"),
     ],
     "subjects of many tokens": [
@@ -151,7 +155,9 @@ def test_a_descent_is_the_same_on_both(model, tokenizer, facts, config):
 
 @pytest.mark.parametrize("at", ["the same layer", "one above"])
 def test_keys_and_states_are_equal_also_behind_a_rewritten_layer(model, tokenizer, facts, at):
-    literal, fast = (part.reader(model, tokenizer, facts, PREFIXES, 300) for part in (objective, engine))
+    literal, fast = (
+        part.reader(model, tokenizer, facts, PREFIXES, 300) for part in (objective, engine)
+    )
     draw = torch.Generator().manual_seed(1)
     for layer in (0, 1, 2):
         goal = layer if at == "the same layer" else 2
@@ -167,7 +173,9 @@ def test_keys_and_states_are_equal_also_behind_a_rewritten_layer(model, tokenize
 
 
 def test_a_layer_may_be_left_as_it_was(model, tokenizer, facts):
-    literal, fast = (part.reader(model, tokenizer, facts, PREFIXES, 300) for part in (objective, engine))
+    literal, fast = (
+        part.reader(model, tokenizer, facts, PREFIXES, 300) for part in (objective, engine)
+    )
     for layer in (0, 2):
         keys, states, literal = literal.read(layer, 2)
         own, found, fast = fast.read(layer, 2)

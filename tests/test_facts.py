@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from conftest import FAMILIES, build
 from ece.checks import validate
 from ece.errors import ConfigError, EditError, FactError, ModelError
-from ece.facts import Fact, contexts, decode, encode, encode_all, locate, locate_all, pad, target_ids
+from ece.facts import (
+    Fact,
+    contexts,
+    decode,
+    encode,
+    encode_all,
+    locate,
+    locate_all,
+    pad,
+    target_ids,
+)
 from ece.objective import subject_rows
 
 LETTERS = st.characters(exclude_categories=["C", "Z", "M"])  # visible, one by one
@@ -177,7 +187,9 @@ def test_the_longest_fact_that_fits_is_taken(model, tokenizer):
     fact = Fact("{}", "Ilo", "Rome")
     used = len(encode(tokenizer, "Ilo")) + len(target_ids(tokenizer, "Rome"))
     long = [replace(fact, prompt="{}" + "~" * (128 - used + more)) for more in (0, 1)]
-    sizes = [len(encode(tokenizer, one.text)) + used - len(encode(tokenizer, "Ilo")) for one in long]
+    sizes = [
+        len(encode(tokenizer, one.text)) + used - len(encode(tokenizer, "Ilo")) for one in long
+    ]
     assert sizes == [128, 129]
     validate(long[:1], tokenizer, model)
     with pytest.raises(FactError, match="129 tokens"):

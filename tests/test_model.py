@@ -1,4 +1,4 @@
-"""Where the weights are, in every family, whatever way round they lie; and what tells them apart."""
+"""Where the weights are in every family, whatever way round they lie; what tells them apart."""
 
 import pytest
 import torch

@@ -2,10 +2,14 @@
 
 import json
 import subprocess
+from inspect import signature
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ece import load
 from ece.experiments import grid
@@ -95,6 +99,23 @@ def test_collecting_again_changes_nothing_and_a_new_record_replaces(folders):
     assert scores.to_dict() == {0: 70.0, 1: 50.0} and len(read(folder).runs) == 2
 
 
+@given(order=st.permutations(range(3)), parts=st.integers(1, 3))
+def test_the_order_of_collecting_plays_no_part(order, parts):
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in range(parts):
+            for seed in order[part::parts]:
+                write_record(record(seed), folder / f"cells{part}" / f"{seed}.json")
+            collect(folder / f"cells{part}", folder / "results")
+        text = [(folder / "results" / f"{table}.csv").read_bytes() for table in TABLES]
+        lines = (folder / "results" / "runs.jsonl").read_bytes()
+        for seed in range(3):
+            write_record(record(seed), folder / "all" / f"{seed}.json")
+        collect(folder / "all", folder / "once")
+        assert text == [(folder / "once" / f"{table}.csv").read_bytes() for table in TABLES]
+        assert lines == (folder / "once" / "runs.jsonl").read_bytes()
+
+
 def test_a_bad_record_is_named_and_nothing_is_merged(folders):
     records, folder = folders
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -124,8 +145,8 @@ def test_damaged_tables_are_named(folders):
     for text, message in (
         (lines[0][:-5], "runs.jsonl, field 'line 1': is not JSON"),
         ("3", "runs.jsonl, field 'line 1, run': is missing"),
-        (json.dumps({**json.loads(lines[0]), "run": "x"}), "cells.csv, field 'run': .* has no line"),
-    ):  # fmt: skip
+        (json.dumps({**json.loads(lines[0]), "run": "x"}), "cells.csv, field 'run': .* no line"),
+    ):
         (folder / "runs.jsonl").write_text(f"{text}\n{lines[1]}\n")
         with pytest.raises(ResultError, match=message):
             read(folder)
@@ -175,8 +196,7 @@ def test_the_commit_says_whether_the_code_is_changed(tmp_path):
 
 
 def test_the_whole_package_counts_as_the_code():
-    (folder,) = commit.__defaults__
-    assert folder == ROOT / "ece"
+    assert signature(commit).parameters["folder"].default == ROOT / "ece"
 
 
 BOOK = read(FOLDER)

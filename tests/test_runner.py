@@ -15,6 +15,7 @@ from ece.data.loading import load_facts
 from ece.errors import ConfigError, DataError, EditError, FactError, StateError
 from ece.evaluation.metrics import KINDS, evaluate, harmonic
 from ece.experiments import scoring
+from ece.experiments.results import long_form
 from ece.experiments.runner import matmul, run
 from ece.experiments.spec import Settings
 
@@ -97,6 +98,8 @@ def test_every_baseline_runs_and_goes_on_when_killed(method, again, settings, tm
     whole = again(chosen, family="llama", cache=cache)
     assert whole["provenance"]["statistics_tokens"] is None
     assert len(whole["batches"]) == 2 and "edit" in whole["seconds"]
+    line, cells, batches = long_form(whole)
+    assert line["settings"]["strategy"] == {} and cells and batches
 
     def deadly(stage, done, total):
         if stage == "edit" and done == 1:

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConf
 from ece import atlas, presets
 from ece.baselines.ece_plus import ends_of_names
 from ece.bench.profiling import ceiling
-from ece.bench.stages import STAGES, Bench, Stage, long_run, stage_row, sweep, throughput
+from ece.bench.stages import STAGES, Bench, long_run, stage_row, sweep, throughput
 from ece.covariance import second_moment
 from ece.errors import ConfigError, checked
 from ece.experiments.inputs import check_writable
@@ -52,7 +52,7 @@ TEXTS, TIMED = 2500, 1000
 
 @checked
 class Options:
-    """What to measure, on which model, and where the record goes."""
+    """Measure what editing costs, stage by stage: the published loop, this engine, ECE."""
 
     model: str = "atlas-gpt2"
     """Embedded model, hub name or folder; not used where shapes are given."""
@@ -154,7 +154,9 @@ def measure(bench: Bench, every: list[Fact], options: Options) -> dict:
     """Run all measurements of one model, as one record."""
     show = partial(tqdm, file=sys.stderr, disable=not sys.stderr.isatty())
     rows = []
-    for stage in show(stages_of(bench), desc=bench.name):
+    for stage in show(STAGES, desc=bench.name):
+        if bench.random and stage.config(bench).stop is not None:
+            continue  # random weights learn nothing, so that nothing would stop
         if stage.way != "naive":
             bench = bench.cast(getattr(torch, options.dtype))
         short = stage.way == "engine"  # the others take long
@@ -165,7 +167,8 @@ def measure(bench: Bench, every: list[Fact], options: Options) -> dict:
         row["flops_per_second"] = row["flops"] / row["total"]
         row["share_of_ceiling"] = row["flops_per_second"] / top
     total = {row["stage"]: row["total"] for row in rows}
-    numbers, whose = asdict(bench.config("ece-rs")), fingerprint(bench.model)
+    numbers, mark = asdict(bench.config("ece-rs")), fingerprint(bench.model)
+    origin = provenance(options.command(), numbers, bench.model, bench.stats.tokens, mark)
     record = {
         "model": bench.name,
         "facts": len(bench.facts),
@@ -178,18 +181,11 @@ def measure(bench: Bench, every: list[Fact], options: Options) -> dict:
         "stages": rows,
         "batches": sweep(bench, every, options.sizes),
         "statistics": throughput(bench, atlas.corpus(TIMED)),
-        "provenance": provenance(
-            options.command(), numbers, bench.model, bench.stats.tokens, whose
-        ),
+        "provenance": origin,
     }
     if options.edits:
         record["long"] = long_run(bench, every, options.edits, options.batch, show)
     return record
-
-
-def stages_of(bench: Bench) -> list[Stage]:
-    """List the rows of the table; random weights learn nothing, so there nothing may stop."""
-    return [s for s in STAGES if not (bench.random and s.config(bench).stop is not None)]
 
 
 def table(record: dict) -> str:

@@ -3,6 +3,7 @@
 import gc
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +21,37 @@ def measured(work: Callable[[], Any], device: torch.device) -> tuple[Any, float,
     """
     gc.collect()
     _reset_peak(device)
-    synchronize(device)
-    began = time.perf_counter()
+    began = _now(device)
     result = work()
-    synchronize(device)
-    return result, time.perf_counter() - began, _bytes(device, "max_memory", "VmHWM")
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has finished everything in its queue."""
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize(device)
+    return result, _now(device) - began, _bytes(device, "max_memory_allocated", "VmHWM")
 
 
 def resident(device: torch.device) -> int | None:
     """Return the bytes in use now, on the device or by the process."""
-    return _bytes(device, "memory", "VmRSS")
+    return _bytes(device, "memory_allocated", "VmRSS")
+
+
+def _now(device: torch.device) -> float:
+    """Read the clock once the device has finished everything in its queue."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
+    return time.perf_counter()
 
 
 def _reset_peak(device: torch.device) -> None:
     if device.type != "cpu":
         torch.get_device_module(device).reset_peak_memory_stats(device)
     elif CLEAR.exists():
-        try:
+        with suppress(OSError):  # a sandbox may forbid it; the peak is then the process's so far
             CLEAR.write_text("5")
-        except OSError:  # a sandbox may forbid it; the peak is then that of the process so far
-            return
 
 
-def _bytes(device: torch.device, kind: str, field: str) -> int | None:
+def _bytes(device: torch.device, counter: str, field: str) -> int | None:
     """Read a counter of the device's memory, or a field of the process's status file."""
     if device.type != "cpu":
-        return getattr(torch.get_device_module(device), f"{kind}_allocated")(device)
-    if not STATUS.exists():
-        return None
-    lines = [line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:")]
-    return 1024 * int(lines[0].split()[1]) if lines else None
+        return getattr(torch.get_device_module(device), counter)(device)
+    lines = STATUS.read_text().splitlines() if STATUS.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(field)), None)
 
 
 def counted(work: Callable[[], Any]) -> int:

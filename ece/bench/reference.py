@@ -28,42 +28,28 @@ def state(model: nn.Module, tokenizer, fact: Fact, layer: int) -> Float[Tensor, 
 
 
 def descend(
-    model: nn.Module,
-    tokenizer,
-    facts: list[Fact],
-    templates: tuple[str, ...],
-    config: Config,
-    layer: int,
-    steps: int,
-    start: Float[Tensor, " model"],
+    model: nn.Module, tokenizer, fact: Fact, templates: tuple[str, ...], config: Config
 ) -> tuple[Float[Tensor, " model"], list[float]]:
-    """Find one value for `facts` (mostly a single one) by their mean loss; -> value, NLL per step.
+    """Find the value of one fact; returns it with the NLL before each step and after the last.
 
-    The descent begins at `start`. A value longer than the clamp allows is shortened to it.
+    Adam runs from zero. A value longer than the clamp allows is shortened to it.
     """
-    norms = [state(model, tokenizer, fact, layer).norm() for fact in facts]
-    longest = config.clamp * sum(norms) / len(norms)
-    parts = [whole(model, tokenizer, fact, 0, templates, layer) for fact in facts]
-    zero = torch.zeros_like(start)[None]
-    parts = [replace(p, usual=p.essence(p.log_probs(zero)).detach()) for p in parts]
-    value = start * (longest / start.norm()).clamp(max=1) if start.norm() > 0 else start
-    value = value.clone().requires_grad_()
-    adam, curve = torch.optim.Adam([value], lr=config.lr), []
-    for step in range(steps + 1):
-        losses = []
-        for part, norm in zip(parts, norms, strict=True):
-            nll, kl = part.losses(value[None])
-            decay = config.weight_decay * value.norm() / norm**2
-            losses.append((nll[0].detach(), nll[0] + config.kl_factor * kl[0] + decay))
-        curve.append(sum(float(nll) for nll, _ in losses) / len(losses))
-        if step == steps or (config.stop is not None and curve[-1] < config.stop):
+    layer, part = config.layers[-1], whole(model, tokenizer, fact, 0, templates, config.layers[-1])
+    norm = state(model, tokenizer, fact, layer).norm()
+    value, curve = torch.zeros(model.config.hidden_size, device=norm.device), []
+    part = replace(part, usual=part.essence(part.log_probs(value[None])))
+    adam = torch.optim.Adam([value.requires_grad_()], lr=config.lr)
+    for step in range(config.steps + 1):
+        nll, kl = part.losses(value[None])
+        curve.append(float(nll.detach()))
+        if step == config.steps or (config.stop is not None and curve[-1] < config.stop):
             break
         adam.zero_grad()
-        (sum(loss for _, loss in losses) / len(losses)).backward()
+        decay = config.weight_decay * value.norm() / norm**2
+        (nll[0] + config.kl_factor * kl[0] + decay).backward()
         adam.step()
         with torch.no_grad():
-            if value.norm() > longest:
-                value.mul_(longest / value.norm())
+            value.mul_((config.clamp * norm / value.norm()).clamp(max=1))
     return value.detach(), curve
 
 
@@ -109,10 +95,7 @@ def memit(
     began, last = time.perf_counter(), config.layers[-1]
     z, steps = [], []
     for fact in facts:
-        zero = torch.zeros(model.config.hidden_size, device=moments[last].device)
-        value, curve = descend(
-            model, tokenizer, [fact], templates, config, last, config.steps, zero
-        )
+        value, curve = descend(model, tokenizer, fact, templates, config)
         with torch.no_grad():
             z.append(state(model, tokenizer, fact, last) + value)
         steps.append(len(curve) - 1)

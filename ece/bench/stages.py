@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from statistics import median
 
 import torch
@@ -46,17 +47,21 @@ class Bench:
     named: Stats | None = None
     """Second moments over the ends of names alone, which ece-plus mixes in."""
 
+    def __post_init__(self):
+        """Hash the statistics now: a sequence does it once, and no measured run should."""
+        _ = self.stats.digest
+
     @property
     def device(self) -> torch.device:
         """Where the model's first layer lies."""
         return self.model.get_input_embeddings().weight.device
 
     def config(self, method: str, **settings) -> Config:
-        """The settings of a method on this model."""
+        """Build the settings of a method on this model."""
         return presets.configure(self.name, method, **settings)
 
     def state(self, config: Config, method: str) -> EditState:
-        """The state before the first edit."""
+        """Start a sequence of edits with a method."""
         strategy = presets.strategy(self.name, method)
         if self.contexts is None:
             return new_state(self.model, self.tokenizer, config, strategy)
@@ -64,18 +69,17 @@ class Bench:
         return replace(begun, contexts=self.contexts)
 
     def mixed(self, strategy: Strategy) -> "Bench":
-        """The same with the statistics that the strategy asks for."""
-        share = getattr(strategy, "names", 0.0)
-        if not share or self.named is None:
+        """Take the statistics that the strategy asks for."""
+        if self.named is None or not (share := getattr(strategy, "names", 0.0)):
             return self
         return replace(self, stats=blend(self.stats, self.named, share))
 
     def cast(self, dtype: torch.dtype) -> "Bench":
-        """The same with the model in `dtype`, in place; the moments stay those it had before."""
+        """Cast the model to `dtype`, in place; the moments stay those it had before."""
         if self.model.dtype == dtype:
             return self
-        model = self.model.to(dtype)
-        return replace(self, stats=replace(self.stats, fingerprint=fingerprint(model)))
+        changed = fingerprint(self.model.to(dtype))
+        return replace(self, stats=replace(self.stats, fingerprint=changed))
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,10 @@ class Stage:
     """Share of its steps that a fact takes by itself; None: as in the preset."""
 
     def config(self, bench: Bench) -> Config:
-        """The stage's settings on the bench's model."""
+        """Build the stage's settings on the bench's model."""
         config = bench.config(self.method, **self.settings)
-        if self.own is None:
-            return config
-        return replace(config, own_steps=max(1, round(self.own * config.steps)))
+        own = config.own_steps if self.own is None else max(1, round(self.own * config.steps))
+        return replace(config, own_steps=own)
 
 
 FIXED = {"stop": None}
@@ -194,24 +197,23 @@ def restored(model: nn.Module, layers: tuple[int, ...]) -> Iterator[None]:
 
 
 def _quality(bench: Bench, facts: list[Fact]) -> dict:
-    """Rates after the edit, in percent."""
-    summary = evaluate(bench.model, bench.tokenizer, facts).summary()
-    rates = {name: summary[name] for name in (*KINDS, "score")}
-    return {name: None if rate is None else round(rate, 4) for name, rate in rates.items()}
+    """Measure the rates after the edit, in percent."""
+    found = evaluate(bench.model, bench.tokenizer, facts).summary()
+    return {n: None if found[n] is None else round(found[n], 4) for n in (*KINDS, "score")}
 
 
 def sweep(bench: Bench, every: list[Fact], sizes: Sequence[int]) -> list[dict]:
     """Time one batch at several sizes, ECE and MEMIT with their fixed schedules."""
-    rows, stages = [], [stage for stage in STAGES if stage.name in ("ece", "memit")]
-    for size in (size for size in sizes if size <= len(every)):
-        for stage in stages:
-            config = stage.config(bench)
-            state = bench.state(config, stage.method)
-            with restored(bench.model, config.layers):
-                work = partial(_engine, bench, every[:size], state, config)
-                (_, seconds), _, peak = measured(work, bench.device)
-            total = sum(seconds.values())
-            rows.append({"stage": stage.name, "batch": size, "seconds": total, "peak_bytes": peak})
+    rows = []
+    for size, stage in product(sizes, STAGES):
+        if stage.name not in ("ece", "memit") or size > len(every):
+            continue
+        config = stage.config(bench)
+        work = partial(_engine, bench, every[:size], bench.state(config, stage.method), config)
+        with restored(bench.model, config.layers):
+            (_, seconds), _, peak = measured(work, bench.device)
+        total = sum(seconds.values())
+        rows.append({"stage": stage.name, "batch": size, "seconds": total, "peak_bytes": peak})
     return rows
 
 

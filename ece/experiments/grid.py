@@ -111,7 +111,7 @@ class Table:
                     raise ConfigError(f"'per' has {model}.{method}, which is no cell; correct it")
 
     def combinations(self) -> Iterator[Settings]:
-        """All combinations of the table's lists."""
+        """Combine the values of all lists."""
         own = {setting.name for setting in fields(Settings)}
         lists = [*(getattr(self, axis) for axis in AXES), *self.vary.values()]
         for values in product(*lists):
@@ -155,7 +155,7 @@ def _index(found: Results) -> dict[str, list[tuple[str, dict]]]:
 
 
 def _found(settings: Settings, index: dict) -> list[str]:
-    """The runs (one, or none) of these settings, as far as their sources are at hand."""
+    """Find the run of these settings, if any, as far as their sources are at hand."""
     wanted = settings.identity()
     near = index.get(run_id({**wanted, "sources": None}), [])
     found = [

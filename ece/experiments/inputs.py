@@ -1,11 +1,9 @@
 """Gathers what a run starts from, as its settings name it: facts, reference texts, statistics."""
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import nn
 
@@ -16,7 +14,7 @@ from ece.data.references import References, load_references, references_file
 from ece.data.schema import checksum, read_lines, read_records
 from ece.errors import ConfigError
 from ece.evaluation.text_quality import vectorizer
-from ece.experiments.spec import Settings
+from ece.experiments.spec import Settings, run_id
 from ece.facts import encode
 from ece.storage import load_moments, moments
 
@@ -24,21 +22,13 @@ DOCUMENT = 20
 """Tokens that a document of the embedded corpus has at least, on average."""
 
 
-class Material(NamedTuple):
-    """What a run edits and compares with, and which files that came from."""
+def gather(settings: Settings, progress: Callable | None) -> tuple[list[Fact], References, dict]:
+    """Read facts and reference texts (none where no texts are written).
 
-    facts: list[Fact]
-    references: References
-    """Reference texts of the consistency measure; empty where no texts are written."""
-    sources: dict
-    """Name and SHA-256 of the files of records and of references; None: embedded."""
-
-
-def gather(settings: Settings, progress: Callable | None = None) -> Material:
-    """Read facts and reference texts."""
+    Also returned are name and SHA-256 of their files, None for what is embedded.
+    """
     data = records_file(settings.dataset, settings.data, settings.sha256, progress is not None)
     path = references_file(settings.references, progress is not None)
-    found = facts(settings, data, settings.facts)
     references = References({}, None)
     if settings.text_tokens and path is None:
         references = References(texts := atlas.references(), vectorizer(texts))
@@ -46,7 +36,7 @@ def gather(settings: Settings, progress: Callable | None = None) -> Material:
         records = atlas.records(settings.dataset) if data is None else read_records(data)
         references = load_references(path, records)
     sources = {"data": _source(data), "references": _source(path)}
-    return Material(found, references, sources)
+    return facts(settings, data, settings.facts), references, sources
 
 
 def facts(settings: Settings, data: str | Path | None, count: int | None = None) -> list[Fact]:
@@ -70,9 +60,8 @@ def statistics(
     """
     text, path = settings.stats_text, settings.stats
     if path is None and cache is not None:
-        said = [mark, config.layers, config.max_tokens, settings.stats_tokens, _source(text and
-                Path(text))]  # fmt: skip
-        name = hashlib.sha256(repr(said).encode()).hexdigest()[:16]
+        parts = [mark, config.layers, config.max_tokens, settings.stats_tokens]
+        name = run_id({"parts": parts, "text": text and checksum(text)})
         path = Path(cache) / f"stats-{name}.safetensors"
     there, silent = path and Path(path).exists(), text is None and not settings.embedded
     if silent and not there:

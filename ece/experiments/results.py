@@ -1,4 +1,4 @@
-"""Results in long form: writes what a run found, merges it into tables, reads and pools them.
+"""Results in long form: writes what a run found, merges it into tables, and reads these.
 
 A folder of results holds `runs.jsonl` (a line per run: settings, times, provenance), `cells.csv`
 (run, when, metric, value, half width of its 95 % interval, facts behind it) and `batches.csv` (the
@@ -60,21 +60,23 @@ class Results:
 
     def where(self, **wanted) -> "Results":
         """Keep the runs whose settings have these values; a list allows any of its members."""
-        kept = self.runs
+        left = self.runs
         for name, value in wanted.items():
-            if name not in kept:
-                raise ResultError(f"no run has a setting '{name}'; known: {', '.join(kept)}")
+            if name not in left:
+                raise ResultError(f"no run has a setting '{name}'; known: {', '.join(left)}")
             known = [_plain(v) for v in (value if isinstance(value, list) else [value])]
-            kept = kept[[v in known or (v != v and None in known) for v in kept[name]]]
-        return self.of(kept.run)
+            left = left[[v in known or (v != v and None in known) for v in left[name]]]
+        return self.of(left.run)
 
     def cells(self, **wanted) -> pd.DataFrame:
         """List what was measured, a row per run, time and metric, with the settings of the run."""
         return self.where(**wanted)._joined("measured")
 
     def batches(self, **wanted) -> pd.DataFrame:
-        """List the same per number of edits: `at_write` and `after` are of the batch that ends
-        there, `so_far` of all facts up to there."""
+        """List the same by number of edits.
+
+        `at_write` and `after` are of the batch that ends there, `so_far` of all facts up to there.
+        """
         return self.where(**wanted)._joined("stepwise")
 
     def _joined(self, name: str) -> pd.DataFrame:
@@ -96,7 +98,7 @@ def read(folder: str | Path = "results") -> Results:
 
 
 def _frame(lines: list[dict]) -> pd.DataFrame:
-    """One row per line of `runs.jsonl`, with its settings as columns of their own."""
+    """Make a table of the lines of `runs.jsonl`, with every setting as a column."""
     rows = []
     for line in lines:
         own = dict(line["settings"])
@@ -107,7 +109,7 @@ def _frame(lines: list[dict]) -> pd.DataFrame:
 
 
 def _plain(value):
-    """A setting as one value that can be compared and grouped by."""
+    """Make a setting one value that can be compared and grouped by."""
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
 
 
@@ -137,7 +139,7 @@ def _table(folder: Path, name: str, columns: tuple[str, ...]) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame(columns=columns)
     try:
-        found = pd.read_csv(path, float_precision="round_trip", dtype=kinds | {"value": float})
+        found = pd.read_csv(path, dtype=kinds | {"value": float})
     except (ValueError, OSError) as error:
         raise _broken(path, "(whole file)", f"cannot be read as a table ({error})") from error
     if tuple(found.columns) != columns:
@@ -157,8 +159,8 @@ def collect(records: str | Path = "_build/cells", folder: str | Path = "results"
         return 0
     folder, fresh = Path(folder), {record["provenance"]["run"] for record in new}
     old, parts = read(folder), [long_form(record) for record in new]
-    kept = [line for line in _lines(folder / "runs.jsonl") if line["run"] not in fresh]
-    lines = kept + [line for line, _, _ in parts]
+    lines = [line for line in _lines(folder / "runs.jsonl") if line["run"] not in fresh]
+    lines += [line for line, _, _ in parts]
     for place, (name, table) in enumerate((("cells", old.measured), ("batches", old.stepwise)), 1):
         rows = [row for part in parts for row in part[place]]
         added = pd.DataFrame(rows, columns=TABLES[name])
@@ -174,10 +176,10 @@ def collect(records: str | Path = "_build/cells", folder: str | Path = "results"
 def long_form(record: Mapping) -> tuple[dict, list[tuple], list[tuple]]:
     """Split a run's record into its line of `runs.jsonl`, its cells and its batches."""
     origin = dict(record["provenance"])
-    run, settings = origin.pop("run"), origin.pop("identity")
-    if origin.pop("settings")["layers"] != settings["config"]["layers"]:
-        origin["layers"] = record["provenance"]["settings"]["layers"]  # chosen on the run
-    line = {**record, "run": run, "name": origin.pop("name"), "provenance": origin}
+    run, settings, numbers = (origin.pop(name) for name in ("run", "identity", "settings"))
+    if settings["adaptive"]:
+        origin["layers"] = numbers["layers"]  # chosen on the run
+    line = {**record, **settings, "run": run, "name": origin.pop("name"), "provenance": origin}
     line["settings"] = {name: value for name, value in settings.items() if name not in SIX}
     some = min(settings["text_facts"] or record["facts"], record["facts"])
     cells = [
@@ -192,7 +194,7 @@ def long_form(record: Mapping) -> tuple[dict, list[tuple], list[tuple]]:
 
 
 def _pairs(rates: Mapping) -> list[tuple]:
-    """(metric, value, half width of its interval or None) of every metric that was measured."""
+    """List (metric, value, half width of its interval or None) of all that was measured."""
     names = [n for n in rates if not n.endswith("_ci") and n != "edited" and rates[n] is not None]
     return [(name, float(rates[name]), rates.get(f"{name}_ci")) for name in names]
 

@@ -78,8 +78,8 @@ class Runner:
     def __init__(self, settings: Settings, loaded, progress, folder: Folder | None, cache):
         """Gather what the run starts from, and check it before anything long begins."""
         self.settings, self.progress, self.folder, self.cache = settings, progress, folder, cache
-        self.material, self.clock = gather(settings, progress), Counter()
-        self.facts = self.material.facts
+        self.facts, self.references, self.sources = gather(settings, progress)
+        self.clock = Counter()
         dtype = getattr(torch, settings.dtype)
         self.model, self.tokenizer = loaded or load(settings.model, settings.device, dtype)
         check_lengths(self.model, self.tokenizer, self.facts)
@@ -92,15 +92,13 @@ class Runner:
         if self.folder is not None:
             self.folder.claim("cell", {**origin["identity"], "statistics": session.statistics})
         prompts = frozenset(fact.text for fact in self.facts)
-        judge = Judge(self.tokenizer, self.settings, self.material.references, prompts)
+        judge = Judge(self.tokenizer, self.settings, self.references, prompts)
         with timed(self.clock, "evaluate"):
             pre = judge.score(self.model, self.facts)
         written, points, done = self._write(session, judge, pre)
         with timed(self.clock, "evaluate"), session.view(len(self.facts)) as edited:
             after = judge.score(edited, self.facts, pre)
-        seconds = {
-            name: round(self.clock[name], 3) for name in dict.fromkeys((*SECONDS, *self.clock))
-        }
+        stages = dict.fromkeys((*SECONDS, *self.clock))
         return {
             **{name: getattr(self.settings, name) for name in SIX},
             "pre": judge.rates(pre),
@@ -109,7 +107,7 @@ class Runner:
             "batches": judge.steps(written, after),
             **({"points": points} if self.settings.points else {}),
             "edit": done,
-            "seconds": seconds,
+            "seconds": {stage: round(self.clock[stage], 3) for stage in stages},
             "provenance": origin,
         }
 
@@ -119,7 +117,7 @@ class Runner:
         numbers, ids = asdict(session.numbers), [fact.id for fact in self.facts]
         return {
             **provenance(settings.command(), numbers, self.model, session.tokens, self.mark),
-            **self.material.sources,
+            **self.sources,
             "compat": settings.compat,
             "statistics": session.statistics,
             "facts": ids if settings.data else None,
@@ -129,7 +127,7 @@ class Runner:
         }
 
     def _editor(self) -> Session:
-        """One of the editor's methods."""
+        """Set up one of the editor's methods."""
         model, tokenizer, batch = self.model, self.tokenizer, self.settings.batch
         config, strategy = self.settings.configure(), self.settings.strategy()
         if self.settings.adaptive:
@@ -142,11 +140,11 @@ class Runner:
         before, size = strategy.remember(model, config), strategy.batch or batch
         fixed = (model, tokenizer, self.facts, stats, config, batch)
 
-        def write(heard: Callable[[int], None]) -> tuple[dict, Counter]:
+        def write(on_written: Callable[[int], None]) -> tuple[dict, Counter]:
             def on_batch(state, report, part: list[Fact]) -> None:
                 edited = min(state.done * size, len(self.facts))
                 if edited % batch == 0 or edited == len(self.facts):
-                    heard((edited - 1) // batch)
+                    on_written((edited - 1) // batch)
 
             named = {"strategy": strategy, "on_batch": on_batch, "progress": self.progress}
             if self.folder is None:
@@ -158,7 +156,7 @@ class Runner:
         return Session(config, write, lambda _: strategy.view(model, before), stats.tokens, origin)
 
     def _baseline(self) -> Session:
-        """One of the baselines, trained where it has something to learn."""
+        """Set up a baseline, trained where it has something to learn."""
         baseline, settings = BASELINES[self.settings.method], self.settings
         task = Task(self.model, self.tokenizer, settings.configure(), {})
         if baseline.train is not None:
@@ -167,9 +165,9 @@ class Runner:
                 learned = trained(baseline, task, others, self.cache, self.progress)
             task = replace(task, trained=learned)
 
-        def write(heard: Callable[[int], None]) -> tuple[dict, Counter]:
+        def write(on_written: Callable[[int], None]) -> tuple[dict, Counter]:
             def on_batch(number: int, record, part: list[Fact]) -> None:
-                heard(number)
+                on_written(number)
 
             more = (on_batch, self.folder, self.progress)
             records = sequence(baseline, task, self.facts, settings.batch, *more).records
@@ -185,7 +183,7 @@ class Runner:
         """Write all batches; returns scores at write, rates at the points, and what was done."""
         done: dict[int, Measured] = {}
 
-        def heard(number: int) -> None:
+        def on_written(number: int) -> None:
             first, own, point = number * self.settings.batch, Counter(), None
             part = self.facts[first : first + self.settings.batch]
             end = first + len(part)
@@ -198,7 +196,7 @@ class Runner:
             if self.folder is not None:
                 done[number].save(self.folder, number)
 
-        record, seconds = session.write(heard)
+        record, seconds = session.write(on_written)
         count = -(-len(self.facts) // self.settings.batch)
         found = [done.get(i) or Measured.load(self.folder, i) for i in range(count)]
         self.clock.update(seconds + Counter(evaluate=sum(part.seconds for part in found)))

@@ -93,9 +93,9 @@ class Measured:
         record = folder.load("scores", number)
         found = {name: np.array(column, dtype=float) for name, column in record["scores"].items()
                  if name != "predictions"}  # fmt: skip
-        if (said := record["scores"].get("predictions")) is not None:
-            found["predictions"] = np.empty(len(said), dtype=object)
-            found["predictions"][:] = said
+        predictions = record["scores"]["predictions"]
+        found["predictions"] = np.empty(len(predictions), dtype=object)
+        found["predictions"][:] = predictions
         return Measured(**{**record, "scores": Scores(**found)})
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shlex
 from dataclasses import asdict, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from ece.data.loading import MEASURE, PUBLIC
 from ece.data.references import SNIPPETS
 from ece.data.schema import checksum
 from ece.errors import ConfigError, checked
+from ece.experiments.flags import text_of, words
 from ece.experiments.results import SIX
 
 Dtype = Literal["float32", "float64", "float16", "bfloat16"]
@@ -99,31 +101,31 @@ class Settings:
         if self.adaptive and not self.edits:
             _fail("adaptive", self.adaptive, f"{self.method} has no layers to choose")
         self.configure()
-        self.strategy()
 
     @property
     def edits(self) -> bool:
         """Whether `ece.edit_sequence` runs the method; else it is a baseline of its own."""
         return self.method in STRATEGIES
 
+    @cached_property
+    def _built(self) -> tuple[Any, Strategy | None]:
+        """The method's numbers and its strategy: presets are read once."""
+        name = (self.model, self.method)
+        if not self.edits:
+            return presets.numbers(*name, **self.config), None
+        follows = {own.name for own in fields(STRATEGIES[self.method])}
+        parts = {n: v for n, v in self.config.items() if n in follows}
+        own = {n: v for n, v in self.config.items() if n not in follows}
+        config = presets.configure(*name, **{"seed": self.seed, **own})
+        return config, presets.strategy(*name, **parts)
+
     def configure(self):
         """Build the method's numbers: preset of the model, method, own settings, seed."""
-        if not self.edits:
-            return presets.numbers(self.model, self.method, **self.config)
-        own = {n: v for n, v in self.config.items() if n not in self._followed}
-        return presets.configure(self.model, self.method, **{"seed": self.seed, **own})
+        return self._built[0]
 
     def strategy(self) -> Strategy | None:
         """Build the method's strategy; None for a baseline of its own."""
-        if not self.edits:
-            return None
-        own = {n: v for n, v in self.config.items() if n in self._followed}
-        return presets.strategy(self.model, self.method, **own)
-
-    @property
-    def _followed(self) -> set[str]:
-        """The numbers that belong to the strategy, not to the editor's configuration."""
-        return {own.name for own in fields(STRATEGIES[self.method])}
+        return self._built[1]
 
     def identity(self, model: str = UNKNOWN) -> dict:
         """List everything that decides the result, with `model` the fingerprint where known.
@@ -132,11 +134,12 @@ class Settings:
         """
         config, strategy = self.configure(), self.strategy()
         own = _json(asdict(config)) | ({"layers": None} if self.adaptive else {})
-        places = {"data": (self.data, PUBLIC.get(self.dataset)), "references": (self.references,
-                  SNIPPETS), "stats_text": (self.stats_text, None)}  # fmt: skip
-        sources = {name: _source(*place) for name, place in places.items()}
-        if self.stats and self.edits and sources["stats_text"] is None and not self.embedded:
-            sources["stats_text"] = _source(self.stats, None)
+        text = self.stats_text or (None if self.embedded else self.stats)
+        sources = {
+            "data": _source(self.data, PUBLIC.get(self.dataset)),
+            "references": _source(self.references, SNIPPETS),
+            "stats_text": _source(text if self.edits else None),
+        }
         return {
             **{name: getattr(self, name) for name in SIX},
             "config": own,
@@ -166,7 +169,7 @@ class Settings:
     @property
     def name(self) -> str:
         """The run's name for people: what it is, with what differs from the preset."""
-        extra = {name: _text(value) for name, value in sorted(self.config.items())}
+        extra = {name: text_of(value) for name, value in sorted(self.config.items())}
         extra |= {"adaptive": self.adaptive} if self.adaptive else {}
         size = f"{self.facts}x{self.batch}"
         changed = (f"{name}-{value}" for name, value in extra.items())
@@ -180,28 +183,12 @@ class Settings:
         return shlex.join(["ece", "run", *words(values | self.config)])
 
 
-def words(values: dict[str, Any]) -> list[str]:
-    """Write the words of a command line that set flags to `values`."""
-    said = []
-    for name, value in values.items():
-        flag = name.replace("_", "-")
-        said += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else \
-                [f"--{flag}", _text(value)]  # fmt: skip
-    return said
-
-
-def _text(value) -> str:
-    """A value as it is written everywhere: lists as 4,5,6."""
-    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value).lower() \
-        if value is None else str(value)  # fmt: skip
-
-
 def _json(values: dict) -> dict:
     return json.loads(json.dumps(values))
 
 
-def _source(path: str | None, public: str | None) -> str | None:
-    """The checksum of a file that settings name; None without one, UNKNOWN if it is not here."""
+def _source(path: str | None, public: str | None = None) -> str | None:
+    """Compute the checksum of a file; None without one, UNKNOWN if it is not here."""
     place = cache() / str(public) if path == "public" else path and Path(path)
     return (checksum(place) if Path(place).is_file() else UNKNOWN) if place else None
 
@@ -213,5 +200,5 @@ def run_id(identity: dict) -> str:
 
 
 def _fail(name: str, value, reason: str):
-    shown = _text(value) if isinstance(value, tuple) else repr(value)
+    shown = text_of(value) if isinstance(value, tuple) else repr(value)
     raise ConfigError(f"setting '{name}' is {shown}; {reason}")
