@@ -5,7 +5,7 @@
 #   DEVICE  where it runs (cpu, cuda, cuda:1); it must hold float64, so not mps
 #   DATA    file of CounterFact records, instead of the embedded ones; "public" fetches the full set
 #   CHAPTERS  beginnings of names, to run only these: CHAPTERS="03 05"
-#   ARGS    options handed on to the ece command (make grid, make collect)
+#   ARGS    options passed to the ece command (make grid, make collect), see ARGS=--help
 #   OUT     folder for the files of make bench (_build/bench)
 #   JOBS    chapters run at the same time (2; 1 when DEVICE is given)
 #   VENV    the environment (.venv)
@@ -90,7 +90,7 @@ collect: $(READY)  ## merge finished cells into results/ (ARGS=)
 	$(BIN)/ece collect $(ARGS)
 
 atlas: $(READY)  ## train the embedded models again (minutes on a GPU, longer on a CPU)
-	$(BIN)/python -m ece.atlas train
+	$(BIN)/ece atlas train
 
 lab: $(READY)  ## open the chapters in JupyterLab
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB)

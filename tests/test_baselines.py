@@ -13,7 +13,6 @@ from ece import presets
 from ece.baselines import BASELINES, Baseline, Task
 from ece.baselines.ft import FineTuning, trainable
 from ece.baselines.ft import edit as fine_tune
-from ece.baselines.prune import Prune, restrain
 from ece.baselines.rome import Rome
 from ece.baselines.sequence import Done, edit_one, sequence, undo_one
 from ece.baselines.trained import trained
@@ -23,7 +22,6 @@ from ece.errors import ConfigError, StateError
 from ece.facts import encode, target_ids
 from ece.model import sites
 from ece.objective import mix
-from ece.sequence import edit_sequence
 from ece.state import new_state
 from ece.storage import Folder
 
@@ -235,42 +233,3 @@ def test_rome_satisfies_its_constraint_exactly(model, tokenizer, facts, stats, c
     edit_batch(model, tokenizer, facts[:1], stats, state, own, values)
     change = (sites(model, (1,))[0].weight - before).double() @ K
     torch.testing.assert_close(change, values.delta[0].double(), atol=1e-5, rtol=1e-4)
-
-
-def test_rome_writes_fact_by_fact(model, tokenizer, facts, stats, config):
-    own, twin = replace(config, scorer="all", ridge=1e-3), build(model.config.model_type)
-    state, reports = edit_sequence(model, tokenizer, facts[:3], stats, own, 3, Rome())
-    assert state.done == 3 and [len(report.facts) for report in reports] == [1, 1, 1]
-    edit_sequence(twin, tokenizer, facts[:3], stats, own, 1, Rome())
-    for mine, other in zip(sites(model, (0, 1)), sites(twin, (0, 1)), strict=True):
-        assert torch.equal(mine.weight, other.weight)
-
-
-def test_prune_pulls_in_only_what_is_longer_than_the_weight():
-    torch.manual_seed(0)
-    weight, base = torch.randn(6, 9, dtype=torch.double), 1.2
-    small = 0.1 * torch.randn(6, 9, dtype=torch.double)
-    assert torch.equal(restrain(small, weight, base), small)
-    left, _, right = torch.linalg.svd(small, full_matrices=False)
-    top = torch.linalg.matrix_norm(weight, ord=2)
-    long = left * torch.tensor([4.0, 2.0, 1.0, 0.5, 0.2, 0.1]).double() * top @ right
-    values = torch.linalg.svdvals(restrain(long, weight, base))
-    log = torch.log(torch.tensor([4.0, 2.0], dtype=torch.double)) / torch.log(
-        torch.tensor(base, dtype=torch.double)
-    )
-    pulled = torch.minimum(top + log, top * torch.tensor([4.0, 2.0]).double())
-    assert pulled[0] < 4 * top, "the case at hand restrains something"
-    wanted = torch.cat([pulled, top * torch.tensor([1.0, 0.5, 0.2, 0.1]).double()])
-    torch.testing.assert_close(values, wanted.sort(descending=True).values)
-
-
-def test_restrained_weights_are_only_there_within(model, config):
-    prune, own = Prune(base=1.2), replace(config, layers=(1,))
-    remembered, site = prune.remember(model, own), sites(model, (1,))[0]
-    first = site.weight.clone()
-    site.weight.add_(torch.randn_like(first) * 50)
-    edited = site.weight.clone()
-    with prune.view(model, remembered):
-        inside = site.weight.clone()
-    assert torch.equal(site.weight, edited)
-    assert (inside - first).norm() < (edited - first).norm()

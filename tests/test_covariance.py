@@ -103,6 +103,10 @@ def test_texts_are_a_list_of_texts(model, tokenizer, untyped):
         second_moment(model, tokenizer, [], (0,))
     with pytest.raises(ModelError, match="no layer 9"):
         second_moment(model, tokenizer, TEXTS[:1], (9,))
+    with pytest.raises(EditError, match="'?layers"):
+        second_moment(model, tokenizer, TEXTS[:1], ())
+    with pytest.raises(EditError, match="max_tokens"):
+        second_moment(model, tokenizer, TEXTS[:1], (0,), max_tokens=0)
     stream = second_moment(model, tokenizer, (text for text in TEXTS[:3]), (0,))
     assert stream.digest == second_moment(model, tokenizer, TEXTS[:3], (0,)).digest
 
@@ -158,6 +162,9 @@ def test_a_blend_is_a_weighted_mean_of_one_model_s_moments():
     assert torch.equal(blend(one, two, 0.25).moments[0], torch.full((2, 2), 1.5).double())
     assert blend(one, two, 0.0).digest == one.digest and blend(one, two, 1.0).digest == two.digest
     assert blend(one, two, 0.25).digest not in (one.digest, two.digest)
+    for share in (-0.1, 1.5, float("nan")):
+        with pytest.raises(EditError, match="share"):
+            blend(one, two, share)
     for other in (replace(two, fingerprint="y"), replace(two, moments={1: two.moments[0]})):
         with pytest.raises(StatsError, match="two models or of other layers"):
             blend(one, other, 0.5)

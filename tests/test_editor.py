@@ -238,6 +238,16 @@ def test_undo_with_the_wrong_state_is_refused(model, tokenizer, facts, stats, co
     undo(model, two, 2)
 
 
+@one_family
+@pytest.mark.parametrize("count", [1.0, "1", None])
+def test_undo_takes_a_whole_number(model, tokenizer, facts, stats, config, begun, untyped, count):
+    after, _ = edit_batch(model, tokenizer, facts[:1], stats, begun, config)
+    before = weights(model)
+    with pytest.raises(EditError, match="cannot undo"):
+        undo(model, after, count)
+    assert same(model, before)
+
+
 @pytest.mark.parametrize("count", [-1, 2, 99])
 @one_family
 def test_undo_of_batches_that_are_not_there_is_refused(
@@ -606,6 +616,82 @@ def test_non_finite_keys_are_refused(model, tokenizer, facts, stats, config):
                for n, t in model.state_dict().items())  # fmt: skip
 
 
+# Whatever the caller's model and modes are.
+
+
+@one_family
+def test_an_edit_does_not_depend_on_the_caller_s_grad_mode(
+    family, tokenizer, facts, stats, config, begun
+):
+    ends = []
+    for wanted in (True, False):
+        model = build(family).requires_grad_(wanted)
+        with torch.set_grad_enabled(wanted):
+            edit_batch(model, tokenizer, facts[:2], stats, begun, config)
+        assert all(parameter.grad is None for parameter in model.parameters())
+        ends.append(weights(model))
+    assert same(model, ends[0])
+
+
+@one_family
+def test_a_model_in_training_mode_is_refused(model, tokenizer, facts, stats, config, begun):
+    """Its dropout would make every value random."""
+    before = weights(model)
+    model.train()
+    for call in (
+        lambda: new_state(model, tokenizer, config),
+        lambda: compute_values(model, tokenizer, facts, begun, config),
+        lambda: edit_batch(model, tokenizer, facts, stats, begun, config),
+    ):
+        with pytest.raises(ModelError, match="training mode"):
+            call()
+    assert same(model, before)
+
+
+@one_family
+@pytest.mark.parametrize("case", ["stats", "weights", "layers"])
+def test_a_sequence_checks_everything_before_its_first_value(
+    model, tokenizer, facts, stats, config, begun, case
+):
+    """Values of a long sequence take hours."""
+    if case == "stats":
+        stats = replace(stats, fingerprint="x")
+    elif case == "weights":
+        begun = replace(begun, weights="x")
+    else:
+        stats = replace(stats, moments={0: stats.moments[0]})
+    found = []
+    with pytest.raises(EditError):
+        edit_sequence(model, tokenizer, facts, stats, config, 2, state=begun,
+                      progress=lambda *what: found.append(what))  # fmt: skip
+    assert not found
+
+
+@one_family
+@pytest.mark.parametrize("seed", range(3))
+def test_any_walk_of_edits_and_undos_is_exact(family, tokenizer, facts, stats, config, seed):
+    """Every state along the way has its weights, bit for bit, however often one comes back."""
+    draw = torch.Generator().manual_seed(seed)
+    strategy = [Strategy(), Memit(), AlphaEdit(null=1.0)][seed]
+    config = replace(config, steps=2, own_steps=1, clusters=None,
+                     scorer="residual" if seed == 0 else "all")  # fmt: skip
+    model = build(family)
+    path = [(new_state(model, tokenizer, config, strategy, undo=3), weights(model))]
+    values = compute_values(model, tokenizer, facts[:2], path[0][0], config)
+    for _ in range(12):
+        now, held = path[-1][0], len(path[-1][0].batches)
+        if held and torch.rand((), generator=draw) < 0.4:
+            count = int(torch.randint(1, held + 1, (), generator=draw))
+            now, path = undo(model, now, count), path[:-count]
+            assert now.weights == path[-1][0].weights and now.done == path[-1][0].done
+            assert same(model, path[-1][1])
+            path[-1] = (now, path[-1][1])
+        else:
+            now, _ = edit_batch(model, tokenizer, facts[:2], stats, now, config, values)
+            path.append((now, weights(model)))
+    assert now.done == len(path) - 1 and fingerprint(model, (0, 1)) == now.weights
+
+
 # What may not change between batches.
 
 
@@ -642,6 +728,8 @@ def test_another_tokenizer_of_equal_size_is_refused(model, tokenizer, facts, sta
     before = weights(model)
     with pytest.raises(StateError, match="tokenizer"):
         edit_batch(model, wrong, facts[2:4], stats, once, config)
+    with pytest.raises(StateError, match="tokenizer"):
+        compute_values(model, wrong, facts[2:4], once, config)
     assert same(model, before)
 
 

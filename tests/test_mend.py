@@ -11,7 +11,7 @@ from ece.baselines.mend import edit as mend
 from ece.baselines.mend.edit import Mend, edit, train
 from ece.baselines.mend.network import Factors, factors, join, normalised
 from ece.errors import ConfigError, FactError, ModelError, StateError
-from ece.experiments.cli import field_docs
+from ece.experiments.flags import field_docs
 from ece.facts import Fact
 from ece.model import sites
 

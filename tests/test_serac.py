@@ -17,7 +17,7 @@ from ece.errors import ConfigError, StateError
 from ece.evaluation.generation import generate
 from ece.evaluation.metrics import evaluate
 from ece.evaluation.teacher_forcing import score_answers
-from ece.experiments.cli import field_docs
+from ece.experiments.flags import field_docs
 from ece.facts import encode, pad
 from ece.model import fingerprint
 
