@@ -30,7 +30,7 @@
 #   more.
 # - The update of Eq 4 is three lines of algebra. Its setting $\lambda$ trades the new
 #   facts against ordinary text, and no value of it spares the old at no cost.
-# - As it stands, Eq 4 writes huge columns to neurons that are nearly silent, up to
+# - As it stands, Eq 4 writes huge columns to neurons that are nearly silent, more than
 #   10,000 times as long as any in the model. A small ridge, which the paper does not
 #   have, prevents that.
 # - A single fact is an update of rank one in each layer.

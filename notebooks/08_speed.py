@@ -22,7 +22,7 @@
 #
 # **What was found**
 #
-# - The engine saves most: a batch of 100 facts takes 8 to 10 times less than in the
+# - The engine saves most: a batch of 100 facts takes 8 to 10 times less time than in the
 #   published loop, with the same steps and the same values. Every method gains that.
 # - With a fixed number of steps, the anchors of ECE save more than the paper reports: 2.6
 #   to 3.0 times beside MEMIT, where the paper has 1.5 to 2.1.
@@ -163,13 +163,12 @@ print("losses, slow", [f"{x:.2f}" for x in losses])
 # ECE keeps the paper's schedule here on every model, also where a preset has another.
 
 # %% tags=["hide-input"]
-stages = pd.json_normalize(
-    [
-        {"model": name, **row}
-        for name, record in measured.items()
-        for row in record["stages"]
-    ]
-)
+rows = [
+    {"model": name, **row}
+    for name, record in measured.items()
+    for row in record["stages"]
+]
+stages = pd.json_normalize(rows)
 first = stages.groupby("model", sort=False)["total"].transform("first")
 stages["faster"] = first / stages["total"]
 SHOWN = {
@@ -218,6 +217,7 @@ def bars(rows, ax, waterfall):
     ax.invert_yaxis()
 
 
+# %% tags=["hide-input"]
 def seconds(*names, waterfall=False):
     """A panel of bars for each model."""
     some = stages[stages.stage.isin(names)]
@@ -409,13 +409,9 @@ for name, record in measured.items():
 # %% tags=["hide-input"]
 for name, record in measured.items():
     origin = record["provenance"]
-    print(
-        f"{name}: commit {origin['commit'][:7]}, "
-        f"{origin['device']}, {origin['dtype']},"
-    )
-    print(
-        f"  {origin['threads']} thread, torch {origin['versions']['torch']}"
-    )
+    version = origin["versions"]["torch"]
+    print(f"{name}: commit {origin['commit'][:7]}, {origin['device']},")
+    print(f"  {origin['threads']} thread, torch {version}")
 
 # %% [markdown]
 # ## Summary

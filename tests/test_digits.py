@@ -47,7 +47,6 @@ DEFAULT = (
     "atlas-gptj/ft-l/counterfact",
     "atlas-llama/ece-wi/counterfact",
     "atlas-llama/blue/counterfact",
-    "atlas-llama/rect/counterfact",
     "atlas-llama/memit-history/zsre",
 )
 

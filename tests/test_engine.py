@@ -79,17 +79,20 @@ def values_for(problem, seed=0, size=0.3):
     return size * values * problem.hidden.norm(dim=1, keepdim=True) / values.norm(dim=1)[:, None]
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("templates", [("{}",), PREFIXES], ids=["bare", "prefixes"])
+BARE = ("one fact", "targets of unlike length")
+
+
+@pytest.mark.parametrize(
+    "case, templates", [*((case, PREFIXES) for case in CASES), *((case, ("{}",)) for case in BARE)]
+)
 def test_values_and_gradients_are_equal(model, tokenizer, config, case, templates):
     literal, fast = both(model, tokenizer, batch(case), templates, config)
     for name in ("hidden", "keys", "nll"):
         torch.testing.assert_close(getattr(fast, name), getattr(literal, name), **CLOSE)
     assert torch.equal(fast.holds, literal.holds)
-    for seed in (1, 2):
-        values = values_for(literal, seed)
-        for one, other in zip(measured(fast, values), measured(literal, values), strict=True):
-            torch.testing.assert_close(one, other, **CLOSE)
+    values = values_for(literal)
+    for one, other in zip(measured(fast, values), measured(literal, values), strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -101,7 +104,7 @@ def test_at_the_first_and_the_highest_layer_too(model, tokenizer, facts, config,
         torch.testing.assert_close(one, other, **CLOSE)
 
 
-@pytest.mark.parametrize("tokens", [1, 150])
+@pytest.mark.parametrize("tokens", [1, 200])
 def test_the_memory_budget_changes_nothing(model, tokenizer, facts, config, tokens):
     literal, fast = both(model, tokenizer, facts, PREFIXES, replace(config, max_tokens=tokens))
     whole = engine.prepare(model, tokenizer, facts, PREFIXES, config, LAYER)
@@ -203,8 +206,8 @@ def test_one_key_stands_for_all_contexts():
 # Whole edits.
 
 
-@pytest.mark.parametrize("layers", [(1,), (0, 1, 2)])
-def test_a_whole_edit_is_equal(model, tokenizer, facts, stats, config, layers):
+def test_a_whole_edit_is_equal(model, tokenizer, facts, stats, config):
+    layers = (0, 1, 2)
     setting = replace(config, layers=layers)
     state, before, ends = new_state(model, tokenizer, setting), weights(model), []
     for part in (engine, objective):

@@ -146,19 +146,27 @@ def test_a_family_is_served_rightly(tokenizers, name):
         found.append((problem.hidden, problem.keys, torch.stack(losses).detach(), gradient))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    stats, before = second_moment(model, tokenizer, TEXTS[:10], SETTING.layers), weights(model)
+    stats, before = second_moment(model, tokenizer, TEXTS[:3], SETTING.layers), weights(model)
     after, report = edit_batch(model, tokenizer, FACTS, stats, state, SETTING)
     assert all(norm > 0 for norm in report.norms.values()) and not same(model, before)
     undo(model, after)
     assert same(model, before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_family_is_refused(name, dtype):
+def test_a_family_is_refused(name):
     model = random_model(name, REFUSED[name])
     with pytest.raises(ModelError, match="dense decoders|not served"):
-        check(model.to(dtype))
+        check(model)
+
+
+@pytest.mark.parametrize("name", ["gemma2, plain logits", "glm4", "granite, residual", "mpt",
+                                  "mistral, window", "olmo2"])  # fmt: skip
+def test_half_precision_hides_no_fault(name):
+    """Rounding is as large there as what a family does otherwise."""
+    model = random_model(name, REFUSED[name]).to(torch.bfloat16)
+    with pytest.raises(ModelError, match="not served"):
+        check(model)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3", "gpt_neox"])
@@ -275,7 +283,9 @@ DAMAGED = {
         f, lambda t: [t.pop(n) for n in list(t) if ".layers.2." in n]
     ),
     "lacks the words": lambda f: tensors(f, lambda t: t.pop("model.embed_tokens.weight")),
-    "a tensor of another shape": lambda f: tensors(f, lambda t: t.update({DOWN: t[DOWN][:, :5].clone()})),
+    "a tensor of another shape": lambda f: tensors(
+        f, lambda t: t.update({DOWN: t[DOWN][:, :5].clone()})
+    ),
     "a tensor that is not finite": lambda f: tensors(f, lambda t: t[DOWN].fill_(float("nan"))),
     "more blocks than weights": lambda f: settings(f, num_hidden_layers=9),
     "another width": lambda f: settings(f, hidden_size=64),
@@ -346,6 +356,7 @@ def test_cuda_where_there_is_none_is_refused():
 # Edit layers in a wider format.
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_wide_edit_layers_hold_the_whole_update(family, tokenizers, facts, config):
     tokenizer, lost = tokenizers[family], []
     for wide in (False, True):
