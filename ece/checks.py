@@ -17,8 +17,7 @@ def check_batch(model, tokenizer, facts, stats, state: EditState, config: Config
     if config.layers != state.layers:
         raise StateError(f"the state edits layers {state.layers}, the config {config.layers}; "
                          "make a new state for other layers")  # fmt: skip
-    if tuple(encode(tokenizer, PROBE)) != state.probe:
-        raise StateError("this tokenizer is not the one the state began with; use that one")
+    check_tokenizer(tokenizer, state)
     validate(facts, tokenizer, model, state.contexts)
     check_stats(stats, state.fingerprint, config.layers)
     if state.moments not in ("", stats.digest):
@@ -26,12 +25,20 @@ def check_batch(model, tokenizer, facts, stats, state: EditState, config: Config
     check_weights(model, state)
 
 
+def check_tokenizer(tokenizer, state: EditState) -> None:
+    """Refuse a tokenizer other than the one the state began with."""
+    if tuple(encode(tokenizer, PROBE)) != state.probe:
+        raise StateError("this tokenizer is not the one the state began with; use that one")
+
+
 def check_values(values: Values, facts: list[Fact], entries: tuple[int, ...]) -> None:
     """Refuse values of other facts or for other layers."""
     found = (values.layer,) if values.first is None else (values.first.layer, values.layer)
-    if found != entries or values.facts != names_of(facts):
-        raise StateError(f"values of other facts or for layers {found} given, not for {entries}; "
-                         "compute them from these facts and this config")  # fmt: skip
+    if found != entries:
+        raise StateError(f"values for layers {found} given, needed for {entries}; compute them "
+                         "with this config")  # fmt: skip
+    if values.facts != names_of(facts):
+        raise StateError("values of other facts, or in another order; compute them from these")
     for part in filter(None, (values, values.first)):
         check_finite("values", part.z)
 

@@ -70,7 +70,7 @@ def _descend(distance: Tensor, medoids: Tensor) -> Groups:
 
 
 def _assign(distance: Tensor, medoids: Tensor) -> tuple[Tensor, Tensor]:
-    """Each fact to its nearest medoid; emptied clusters reseeded or dropped."""
+    """Assign each fact to its nearest medoid; reseed or drop emptied clusters."""
     while True:
         near, labels = distance[:, medoids].min(1)
         sizes = torch.bincount(labels, minlength=len(medoids))

@@ -47,6 +47,8 @@ class Stats:
 
 def blend(first: Stats, second: Stats, share: float) -> Stats:
     """Mix two statistics of one model: `(1 - share) * first + share * second`."""
+    if not 0 <= share <= 1:
+        raise StatsError(f"share is {share!r}; give a number in [0, 1]")
     if first.fingerprint != second.fingerprint or first.moments.keys() != second.moments.keys():
         raise StatsError("statistics of two models or of other layers; blend those of one model")
     moments = {n: (1 - share) * C + share * second.moments[n] for n, C in first.moments.items()}
@@ -67,6 +69,8 @@ def second_moment(
     """
     if isinstance(texts, str):
         raise StatsError("texts is one string; give a list of texts")
+    if not layers or max_tokens < 1:
+        raise StatsError(f"layers is {layers}, max_tokens {max_tokens}; give layers and tokens")
     length = min(getattr(model.config, "max_position_embeddings", ROW), ROW, max_tokens)
     sums, tokens, done = {n: t.clone() for n, t in (start.sums if start else {}).items()}, 0, 0
     if start:

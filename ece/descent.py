@@ -97,13 +97,9 @@ def descend(
     for step in range(steps + 1):
         gradient = torch.zeros_like(total)
         for part in parts:
-            at = part.facts
-            if step == steps:  # no step follows: the loss alone
-                with torch.no_grad():
-                    nll[at] = part.losses(total[owner[at]])[0]
-            else:
-                nll[at], some = _measure(part, total, owner, weight[at], norms[at], config)
-                gradient += some
+            at, last = part.facts, step == steps  # after the last step the loss alone
+            nll[at], some = _measure(part, total, owner, weight[at], norms[at], config, last)
+            gradient += some
         losses.append(nll.clone())
         live = _unfinished(nll, owner, weight, config)
         if step == steps or not live.any():
@@ -119,14 +115,18 @@ def descend(
     return Values((), objective.layer, hidden, *columns)
 
 
-def _measure(part, total: Tensor, owner, weight, norms, config: Config) -> tuple[Tensor, Tensor]:
-    """Measure the NLL of the part's facts, and the gradient of their weighted loss."""
-    leaf = total.detach().requires_grad_()
-    value = leaf[owner[part.facts]]
-    nll, kl = part.losses(value)
-    decay = config.weight_decay * value.norm(dim=1) / norms**2
-    loss = nll + config.kl_factor * kl + decay
-    return nll.detach(), torch.autograd.grad((weight * loss).sum(), leaf)[0]
+def _measure(part, total: Tensor, owner, weight, norms, config: Config, last: bool):
+    """Measure the NLL of the part's facts, and the gradient of their weighted loss (or 0)."""
+    if last:
+        with torch.no_grad():
+            return part.losses(total[owner[part.facts]])[0], 0.0
+    with torch.enable_grad():
+        leaf = total.detach().requires_grad_()
+        value = leaf[owner[part.facts]]
+        nll, kl = part.losses(value)
+        decay = config.weight_decay * value.norm(dim=1) / norms**2
+        loss = nll + config.kl_factor * kl + decay
+        return nll.detach(), torch.autograd.grad((weight * loss).sum(), leaf)[0]
 
 
 def _unfinished(nll: Tensor, owner: Tensor, weight: Tensor, config: Config) -> Tensor:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ece import engine as fast
-from ece.checks import check_batch, check_values, names_of, validate
+from ece.checks import check_batch, check_tokenizer, check_values, names_of, validate
 from ece.config import Config
 from ece.covariance import Stats
 from ece.descent import Values, two_step
@@ -28,6 +28,7 @@ def compute_values(
 ) -> Values:  # fmt: skip
     """Find the values of one batch from the model's present weights."""
     check_setting(model, config, state.strategy)
+    check_tokenizer(tokenizer, state)
     validate(facts, tokenizer, model, state.contexts)
     return find_values(model, tokenizer, facts, state, config, engine)
 

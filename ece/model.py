@@ -68,14 +68,14 @@ def structure(model: nn.Module) -> Structure:
 
 
 def _is_down(module: nn.Module, width: int) -> bool:
-    """Whether the module projects into the residual stream from somewhere wider."""
+    """Tell whether a module projects into the residual stream from somewhere wider."""
     if isinstance(module, Conv1D):
         return module.weight.shape[1] == width < module.weight.shape[0]
     return isinstance(module, nn.Linear) and module.out_features == width < module.in_features
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """The model's transformer blocks, in order."""
+    """List the model's transformer blocks, in order."""
     return getattr(model.base_model, structure(model).blocks)
 
 
@@ -94,7 +94,7 @@ def sites(model: nn.Module, layers: tuple[int, ...] | None = None) -> list[Site]
 
 
 def room(model: nn.Module) -> int:
-    """The number of tokens that the model reads at once, with all of them in view."""
+    """Count the tokens that the model reads at once, all of them in view."""
     names = ("max_position_embeddings", "sliding_window", "window_size")
     sizes = [getattr(model.config, name, None) for name in names]
     return min((size for size in sizes if isinstance(size, int) and size > 0), default=2**31)

@@ -87,13 +87,13 @@ class Whole:
         return sum(rows) / len(rows) / len(self.target)
 
     def losses(self, value: Float[Tensor, "1 model"]) -> tuple[Tensor, Tensor]:
-        """Per fact, the NLL of the target and the KL divergence after the essence prompt."""
+        """Compute per fact the NLL of the target and the KL divergence after the essence prompt."""
         log_p = self.log_probs(value)
         kl = kl_div(self.usual, self.essence(log_p), log_target=True, reduction="sum")
         return self.nll(log_p)[None], kl[None]
 
     def take(self, places: Int[Tensor, " some"]) -> "Whole":
-        """The part itself: it holds one fact."""
+        """Return the part itself: it holds one fact."""
         return self
 
 
@@ -113,8 +113,8 @@ def prepare(
             made.append(replace(part, usual=part.essence(log_p)))
             best = log_p[0, part.first[0] :].argmax(-1)[: len(part.target)]
             holds.append(best.tolist() == part.target)
-    told = torch.tensor(holds, device=hidden.device)
-    return Objective(layer, made, hidden, mix(keys), torch.stack(before), told)
+    stated = torch.tensor(holds, device=hidden.device)
+    return Objective(layer, made, hidden, mix(keys), torch.stack(before), stated)
 
 
 def whole(model, tokenizer, fact: Fact, number: int, templates, layer: int) -> Whole:
@@ -139,7 +139,7 @@ def subject_rows(tokenizer, facts: list[Fact], templates: tuple[str, ...]) -> li
 
 
 def mix(keys: Float[Tensor, "edit context ff"]) -> Float[Tensor, "edit ff"]:
-    """One key per fact: half the bare prompt's (context 0), half the mean over the others."""
+    """Mix one key per fact: half the bare prompt's (context 0), half the others' mean."""
     return keys[:, 0] if keys.shape[1] == 1 else keys[:, 0] / 2 + keys[:, 1:].mean(1) / 2
 
 

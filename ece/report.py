@@ -48,7 +48,7 @@ class Report:
 
 
 def value_part(facts: list, values: Values) -> dict:
-    """The fields of a report that the values decide."""
+    """Fill the fields of a report that the values decide."""
     groups, steps = values.groups, [] if values.shared is None else values.shared.steps.tolist()
     medoids = [] if groups is None else groups.medoids.tolist()
     if len(steps) > len(medoids):  # "mean" has them per fact, "anchor" per cluster

@@ -28,7 +28,7 @@ def residual(
 def scores(
     name: str, keys: Float[Tensor, "edit ff"], W: Float[Tensor, "model ff"]
 ) -> Float[Tensor, "edit ff"]:
-    """The score called `name` in `Config.scorer`; "all" gives every neuron the same."""
+    """Compute the score called `name` in `Config.scorer`; "all" scores every neuron alike."""
     if name == "activation":
         return activation(keys)
     if name == "weight":
@@ -61,7 +61,7 @@ def select(scores: Float[Tensor, " ff"], p: float) -> Bool[Tensor, " ff"]:
 
 
 def batch_set(scores: Float[Tensor, "edit ff"], p: float) -> Bool[Tensor, " ff"]:
-    """One set for a whole batch: scores normalised per fact, summed, then Eq 8.
+    """Choose one set for a batch: scores normalised per fact, summed, then Eq 8.
 
     Without the normalisation facts with long keys would choose for all.
     """

@@ -5,7 +5,7 @@ from types import ModuleType
 
 from torch import nn
 
-from ece.checks import validate
+from ece.checks import check_batch, validate
 from ece.config import Config
 from ece.covariance import Stats
 from ece.descent import Values, renewed
@@ -35,25 +35,20 @@ def edit_sequence(
         raise StateError(f"the state is edited by {state.strategy}, not by {strategy}; go on with "
                          "the same strategy")  # fmt: skip
     parts = split(facts, state.strategy.batch or batch)
-    for part in parts[state.done :]:
+    for number, part in enumerate(parts[state.done :]):
+        if number == 0:
+            check_batch(model, tokenizer, part, stats, state, config)
         validate(part, tokenizer, model, state.contexts)
     found, reports = {}, []
     if ahead is None and state.strategy.values_from != "current":
-        if state.done:
-            raise StateError("a sequence that goes on needs the values found before its first "
-                             "edit; give them by 'ahead'")  # fmt: skip
-        for number, part in enumerate(parts):
-            found[number] = find_values(model, tokenizer, part, state, config, engine)
-            if progress is not None:
-                progress("values", number + 1, len(parts))
+        found = _found_ahead(model, tokenizer, parts, state, config, progress, engine)
     seen = {fact.subject for part in parts[: state.done] for fact in part}
     for number in range(state.done, len(parts)):
         part = parts[number]
         values = found.pop(number, None) if ahead is None else ahead(number)
         if state.strategy.values_from == "again":
             values = _again(model, tokenizer, part, seen, values, state, config, engine)
-        done = edit_batch(model, tokenizer, part, stats, state, config, values, engine)
-        state, report = done
+        state, report = edit_batch(model, tokenizer, part, stats, state, config, values, engine)
         seen |= {fact.subject for fact in part}
         reports.append(report)
         if on_batch is not None:
@@ -61,6 +56,19 @@ def edit_sequence(
         if progress is not None:
             progress("edit", number + 1, len(parts))
     return state, reports
+
+
+def _found_ahead(model, tokenizer, parts, state, config, progress, engine) -> dict[int, Values]:
+    """Find the values of all batches from the unedited weights."""
+    if state.done:
+        raise StateError("a sequence that goes on needs the values found before its first edit; "
+                         "give them by 'ahead'")  # fmt: skip
+    found = {}
+    for number, part in enumerate(parts):
+        found[number] = find_values(model, tokenizer, part, state, config, engine)
+        if progress is not None:
+            progress("values", number + 1, len(parts))
+    return found
 
 
 def split(facts: list[Fact], batch: int) -> list[list[Fact]]:

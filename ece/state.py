@@ -12,7 +12,7 @@ from ece.facts import contexts, encode
 from ece.model import blocks, fingerprint, sites
 from ece.strategy import Strategy
 
-PROBE = "It is said, in the year 1984, that "  # with it a tokenizer is told from another
+PROBE = "It is said, in the year 1984, that "  # by it one tokenizer is known from another
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Batch:
     before: dict[int, Tensor]
     """Per edited layer, those columns as they were, `[model, chosen]`."""
     keys: dict[int, Tensor]
-    """Per edited layer, the batch's keys `[edit, ff]`, where a history is kept."""
+    """Per edited layer, the batch's keys `[edit, ff]`, where there is a history."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class EditState:
         return torch.cat(keys) if keys else None
 
     def history(self, layer: int) -> Float[Tensor, "ff ff"] | None:
-        """The sum of $k k^T$ over all edits so far, or None."""
+        """Sum $k k^T$ over all edits so far; None without a history."""
         keys, folded = self.recent(layer), self.folded.get(layer)
         if keys is None:
             return folded
@@ -92,6 +92,9 @@ def new_state(
 
 def check_setting(model: nn.Module, config: Config, strategy: Strategy) -> None:
     """Refuse layers that are not there or the last one, and settings the strategy cannot follow."""
+    if model.training:
+        raise ModelError("the model is in training mode, so its dropout makes every value random; "
+                         "call model.eval()")  # fmt: skip
     sites(model, config.layers)
     if config.layers[-1] > (last := len(blocks(model)) - 2):
         raise ConfigError(f"setting 'layers' ends at {config.layers[-1]}, the model's last block; "
@@ -128,7 +131,7 @@ def undo(model: nn.Module, state: EditState, batches: int = 1) -> EditState:
     The history is the earlier one too, up to float64 rounding once batches were folded.
     Raises `StateError` beyond the batches that the state holds.
     """
-    if not 0 <= batches <= len(state.batches):
+    if type(batches) is not int or not 0 <= batches <= len(state.batches):
         raise StateError(f"cannot undo {batches} batches: of {state.done} done the state holds the "
                          f"last {len(state.batches)}; raise 'undo' of new_state")  # fmt: skip
     check_weights(model, state)

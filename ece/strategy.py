@@ -70,5 +70,5 @@ class Strategy:
         return {}
 
     def view(self, model: nn.Module, remembered: dict) -> AbstractContextManager[nn.Module]:
-        """The model as it is to be used after the edits so far."""
+        """Give the model as it is to be used after the edits so far."""
         return nullcontext(model)

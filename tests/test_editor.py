@@ -737,7 +737,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(family, tokenizer, config)
 
 @one_family
 def test_the_strategy_cannot_change_between_batches(model, tokenizer, facts, stats, config):
-    """AlphaEdit's threshold could, and nothing said so: it is the state's."""
+    """AlphaEdit's threshold could, without a word: it is the state's."""
     config = replace(config, scorer="all")
     first = AlphaEdit(null=1.0)
     _, reports = edit_sequence(model, tokenizer, facts[:2], stats, config, 2, first)

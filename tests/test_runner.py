@@ -151,9 +151,7 @@ def test_a_work_folder_belongs_to_one_run(again, settings, tmp_path):
         dict(stats_text=str(text)),
         dict(config=FAST | {"lam": 21.0}),
     ):
-        with pytest.raises(
-            StateError, match="work.*(text_tokens|stats_tokens|sources|config)"
-        ):
+        with pytest.raises(StateError, match="work.*(text_tokens|stats_tokens|sources|config)"):
             again(replace(settings, **other), work=work)
     assert files == {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
 

@@ -45,7 +45,7 @@ def problem(seed: int, edit: int = 4, old: int = 40):
     return R, K, keys.T @ keys / old, recent, past.T @ past
 
 
-# What each may be told.
+# What each may be set to.
 
 
 @pytest.mark.parametrize("kind", [Memit, Rome, AlphaEdit, Blue, Rect, Prune])

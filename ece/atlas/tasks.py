@@ -2,7 +2,7 @@
 
 They mirror the six of the paper (SST, MRPC, MMLU, CoLA, RTE, NLI). All but the first are put as
 a choice between continuations, as COPA, BLiMP and the cloze form of MMLU are: a model this small
-never learnt to name a verdict over two sentences. What follows from a text is asked about
+never learnt to name a verdict over two sentences. What follows from a text concerns
 strangers, who are not in the world, so that no edit and no known fact can answer for the text.
 """
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Draw the figures and tables of the chapters."""

@@ -121,17 +121,21 @@ def dots(
 
 
 def score_cut(
-    scores: Float[ndarray, " ff"], cumulative: Float[ndarray, " ff"], kept: int, p: float, ax: Axes
+    scores: Float[ndarray, " ff"],
+    cumulative: Float[ndarray, " ff"],
+    count: int,
+    p: float,
+    ax: Axes,
 ) -> Axes:
     """Draw Eq 8: scores in descending order, their cumulative share (0..1), and where p cuts."""
     rank = np.arange(1, len(scores) + 1)
-    ax.fill_between(rank[:kept], scores[:kept], color=GREEN, alpha=0.5, label=f"{kept} chosen")
-    ax.fill_between(rank[kept - 1 :], scores[kept - 1 :], color=GREY, alpha=0.4, label="others")
+    ax.fill_between(rank[:count], scores[:count], color=GREEN, alpha=0.5, label=f"{count} chosen")
+    ax.fill_between(rank[count - 1 :], scores[count - 1 :], color=GREY, alpha=0.4, label="others")
     ax.set(xlabel="neurons, highest score first", ylabel="score", xlim=(1, len(scores)), ylim=0)
     share = ax.twinx()
     sns.lineplot(x=rank, y=100 * cumulative, color=BLUE, ax=share)
     share.axhline(100 * p, color=BLUE, linestyle=":")
-    share.axvline(kept, color=BLACK, linestyle="--", linewidth=1)
+    share.axvline(count, color=BLACK, linestyle="--", linewidth=1)
     share.set_ylabel("cumulative share, %", color=BLUE)
     share.set_ylim(0, 105)
     share.grid(False)

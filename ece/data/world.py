@@ -75,7 +75,7 @@ def tables() -> dict[str, Table]:
 
 
 def _language(codes: str) -> str:
-    """The name of the first language in a country's list, or nothing."""
+    """Find the name of the first language in a country's list, or nothing."""
     code = codes.split(",")[0].split("-")[0]
     found = pycountry.languages.get(**{"alpha_2" if len(code) == 2 else "alpha_3": code})
     return found.name.split(" (")[0] if found else ""

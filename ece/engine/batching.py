@@ -82,7 +82,7 @@ def prepare(
 
 @torch.no_grad()
 def _lifted(model: nn.Module, rows: _Rows, layer: int, max_tokens: int) -> Iterator[_Lifted]:
-    """The rows in parts of like length, past block `layer`."""
+    """Run the rows past block `layer`, in parts of like length."""
     kinds = [i % rows.each for i in range(len(rows.ids))]
     heads = [len(head) for head in common(rows.ids, kinds, rows.last)]
     own = [at - heads[kind] for at, kind in zip(rows.last, kinds, strict=True)]
@@ -111,7 +111,7 @@ def _regrouped(
 
 
 def _rows(tokenizer, facts: list[Fact], templates: tuple[str, ...]) -> _Rows:
-    """Each fact's contexts with its target, then its essence."""
+    """Encode each fact's contexts with its target, then its essence."""
     pairs = [
         (template, fact.subject)
         for fact in facts
@@ -126,7 +126,7 @@ def _rows(tokenizer, facts: list[Fact], templates: tuple[str, ...]) -> _Rows:
 
 
 def _chunk(members: list[int], upper: Upper, last: Tensor, targets: list[list[int]]) -> Chunk:
-    """The chunk of facts `members`, without its usual log-probabilities.
+    """Make the chunk of facts `members`, without its usual log-probabilities.
 
     `last[fact, row]` is a row's last token, counted from its subject's last.
     """

@@ -32,7 +32,7 @@ class Chunk:
     def losses(
         self, value: Float[Tensor, "edit model"]
     ) -> tuple[Float[Tensor, " edit"], Float[Tensor, " edit"]]:
-        """Per fact, the NLL of the target and the KL divergence after the essence prompt."""
+        """Compute per fact the NLL of the target and the KL divergence after the essence prompt."""
         targets, essence = log_probs(self, value)
         kl = kl_div(self.usual, essence, reduction="none", log_target=True).sum(1)
         return nll_of(self, targets), kl

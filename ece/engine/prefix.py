@@ -61,15 +61,15 @@ class Walk:
     heads: Heads
     parts: list[Part]
 
-    def only(self, rows: Int[Tensor, " kept"]) -> "Walk":
-        """The same for some of the rows."""
-        kept = [(part, torch.isin(part.rows, rows.to(part.rows)).nonzero()[:, 0])
+    def only(self, rows: Int[Tensor, " some"]) -> "Walk":
+        """Take some of the rows."""
+        some = [(part, torch.isin(part.rows, rows.to(part.rows)).nonzero()[:, 0])
                 for part in self.parts]  # fmt: skip
-        return replace(self, parts=[_take(part, at) for part, at in kept if len(at)])
+        return replace(self, parts=[_take(part, at) for part, at in some if len(at)])
 
 
-def _take(part: Part, at: Int[Tensor, " kept"]) -> Part:
-    """The part's rows `at`, without columns that then are only padding."""
+def _take(part: Part, at: Int[Tensor, " some"]) -> Part:
+    """Take the part's rows `at`, without columns that are then only padding."""
     width = int(part.last[at].max()) + 1
     before = part.mask.shape[-1] - part.states.shape[1]
     return Part(
@@ -83,7 +83,7 @@ def _take(part: Part, at: Int[Tensor, " kept"]) -> Part:
 
 
 def common(rows: list[list[int]], kinds: list[int], room: list[int]) -> list[list[int]]:
-    """Per kind, the ids that all its rows begin with: at most `room[i]` of row i's."""
+    """Find per kind the ids that all its rows begin with: at most `room[i]` of row i's."""
     heads: dict[int, list[int]] = {}
     for ids, kind, most in zip(rows, kinds, room, strict=True):
         head = heads.setdefault(kind, ids)[:most]
@@ -102,7 +102,7 @@ def start(
     room: list[int],
     chunks: list[list[int]],
 ) -> Walk:
-    """Rows at the door of block 0: embedded, split into beginnings and the rest.
+    """Embed the rows, split into beginnings and the rest.
 
     Rows of one kind share a beginning; `room[i]` is how much of row i it may take at most
     (less than all of it); `chunks` names the rows that run together.
@@ -127,7 +127,7 @@ def start(
 
 
 def _embedded(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
-    """What enters block 0: the base model without blocks and final norm."""
+    """Compute what enters block 0: the base model without blocks and final norm."""
     if not ids.shape[1]:
         return model.get_input_embeddings()(ids)
     seen = torch.ones_like(ids)  # no block runs; without a mask the padding would be warned of
@@ -140,7 +140,7 @@ def _embedded(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
 def masked(
     seen: Int[Tensor, " row"], before: int, size: int, dtype: torch.dtype
 ) -> Float[Tensor, "row 1 token seen"]:
-    """The additive mask of `size` new tokens after `before` old, the first `seen` of them real."""
+    """Make the additive mask of `size` new tokens after `before` old, the first `seen` real."""
     steps = torch.arange(size, device=seen.device)
     old = torch.arange(before, device=seen.device) < seen[:, None]
     causal = (steps[None] <= steps[:, None]).expand(len(seen), -1, -1)
@@ -151,7 +151,7 @@ def masked(
 
 @torch.no_grad()
 def advance(walk: Walk, to: int) -> Walk:
-    """The walk at the door of block `to`, by the weights as they are now."""
+    """Advance the walk to the entry of block `to`, with the weights as they are now."""
     if to == walk.layer:
         return walk
     heads, past = pass_heads(walk, to - 1)
@@ -161,7 +161,7 @@ def advance(walk: Walk, to: int) -> Walk:
 
 @torch.no_grad()
 def pass_heads(walk: Walk, last: int | None = None) -> tuple[Heads, Past]:
-    """The beginnings through blocks `walk.layer..last`: after them, and keys and values in them."""
+    """Run the beginnings through blocks `walk.layer..last`; returns them, and keys and values."""
     if not walk.heads.states.shape[1]:
         return walk.heads, []
     cache = DynamicCache()
@@ -174,7 +174,7 @@ def pass_heads(walk: Walk, last: int | None = None) -> tuple[Heads, Past]:
 
 
 def run(walk: Walk, part: Part, past: Past, last: int) -> Float[Tensor, "row token d"]:
-    """The part's states after block `last`; `past` is the beginnings', from `walk.layer` on."""
+    """Run the part to block `last`; `past` is the beginnings', from `walk.layer` on."""
     cache = cached(past, part.head, walk.layer)
     with torch.no_grad(), between(walk.model, walk.layer, last, embedded=True) as base:
         return base(
@@ -187,7 +187,7 @@ def run(walk: Walk, part: Part, past: Past, last: int) -> Float[Tensor, "row tok
 
 
 def cached(past: Past, rows: Int[Tensor, " row"], first: int) -> DynamicCache | None:
-    """A cache in which every row has the keys and values of its beginning."""
+    """Make a cache in which every row has the keys and values of its beginning."""
     if not past:
         return None
     cache = DynamicCache()
@@ -211,7 +211,7 @@ class Passed:
 
 @torch.no_grad()
 def through(walk: Walk) -> Passed:
-    """The walk through block `walk.layer`, whose keys are kept."""
+    """Run the walk through block `walk.layer`, and hold that block's keys."""
     layer = walk.layer
     with capture(sites(walk.model, (layer,))) as found:
         heads, past = pass_heads(walk, layer)
@@ -223,7 +223,7 @@ def through(walk: Walk) -> Passed:
 
 
 def rewritten(passed: Passed, change: Float[Tensor, "model ff"]) -> Walk:
-    """The walk as it is after `change` was added to the down-projection it passed.
+    """Correct the walk after `change` was added to the down-projection it passed.
 
     The block's other parts see the same input as before: only what the down-projection adds to
     the stream differs, by `change` times the key.

@@ -56,7 +56,7 @@ class Upper:
             ).last_hidden_state
 
     def take(self, rows: Int[Tensor, " kept"], width: int | None = None) -> "Upper":
-        """The same for some of the rows, without the tokens from `width` on."""
+        """Take some of the rows, without the tokens from `width` on."""
         past = [(keys[rows], values[rows]) for keys, values in self.past]
         hidden, positions = self.hidden[rows, :width], self.positions[rows, :width]
         mask = self.mask[rows, :, :width, : self.before + hidden.shape[1]]
@@ -64,7 +64,7 @@ class Upper:
 
 
 def joined(uppers: list[Upper]) -> Upper:
-    """The rows of several as one, padded to the widest; pads are masked and never read."""
+    """Join the rows of several, padded to the widest; pads are masked and never read."""
     size = max(upper.hidden.shape[1] for upper in uppers)
     before = max(upper.before for upper in uppers)
     like = next((upper.past for upper in uppers if upper.past), [])

@@ -120,7 +120,7 @@ def _forward(model, rows: list[list[int]], answers: list[tuple[int, AnswerRow]])
     keep = torch.zeros_like(ids, dtype=torch.bool)
     keep[line, position] = True  # the LM head runs at these positions alone
     out = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep)
-    logits = out.logits.float()  # [position kept, vocab]
+    logits = out.logits.float()  # [position read, vocab]
     place = (keep.flatten().cumsum(0) - 1).view_as(keep)[line, position]
     nll = -logits.log_softmax(-1)[place, token]
     likeliest = logits.argmax(-1)[place]

@@ -6,7 +6,7 @@ Where a tokenizer adds no beginning-of-text token (BOS), this equals
 `ece.evaluation.teacher_forcing.score_answers`, unless decoding and tokenizing again changes tokens.
 With one that does:
 
-* on a neighbour's prompt the answer has its BOS still: the BOS is asked for first, and stands
+* on a neighbour's prompt the answer has its BOS still: the BOS comes first, and stands
   between the prompt and the rest of the answer;
 * elsewhere one more space is put before the tokens given, so there are two where the tokenizer
   decodes a leading space as such.
@@ -48,7 +48,7 @@ def score_published(
 
 
 def published_rows(tokenizer, prompt: str, answer: str, neighbour: bool) -> list[AnswerRow]:
-    """Make the rows of one answer: each of its tokens is asked for after a row of its own."""
+    """Make the rows of one answer: each of its tokens follows a row of its own."""
     bos = adds_bos(tokenizer)
     ids = tokenizer(" " + answer)["input_ids"][0 if neighbour else bos :]
     gap = " " if bos and not neighbour else ""

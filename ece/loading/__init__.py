@@ -63,7 +63,7 @@ def load(name: str | PathLike, device: str | None = None, dtype: torch.dtype | N
 
 
 def _source(name: str) -> str:
-    """The folder of an embedded model, or the name itself."""
+    """Find the folder of an embedded model, or return the name itself."""
     if not name.startswith("atlas-"):
         return resolve(name)
     if not (CHECKPOINTS / name).is_dir():
@@ -111,15 +111,15 @@ def check(model: nn.Module) -> None:
 def _cut(model: nn.Module, count: int) -> Iterator[None]:
     """Let the model have its first blocks only, and float32 weights, within the block."""
     base, name = model.base_model, structure(model).blocks
-    every, kept = getattr(base, name), []
+    every, originals = getattr(base, name), []
     try:
         setattr(base, name, every[:count])
         for parameter in model.parameters():
-            kept.append((parameter, parameter.data))
+            originals.append((parameter, parameter.data))
             parameter.data = parameter.data.float()
         yield
     finally:
-        for parameter, data in kept:
+        for parameter, data in originals:
             parameter.data = data
         setattr(base, name, every)
 
@@ -166,7 +166,7 @@ def _whole(model: nn.Module, rows: list[list[int]], delta: Tensor) -> Float[Tens
 def widen(model: nn.Module, layers: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
     """Hold the edit layers' down-projections in `dtype`, in place; the rest stays as it is.
 
-    In half precision much of an update is lost to rounding (`Report.rounding`); this keeps it.
+    This removes the rounding of the written update (`Report.rounding`), not that of the run.
     """
     for site in sites(model, layers):
         narrow = site.module.weight.dtype

@@ -35,12 +35,12 @@ WHEELS = {
 
 
 def cache() -> Path:
-    """The folder of what was downloaded or converted: ECE_CACHE, or the user's cache folder."""
+    """Find the folder of what was converted: ECE_CACHE, or the user's cache folder."""
     return Path(os.environ.get("ECE_CACHE") or pooch.os_cache("ece"))
 
 
 def resolve(name: str) -> str:
-    """The folder to load `name` from, if it is a GGUF file or in a wheel; else `name`.
+    """Find the folder to load a GGUF file or a wheel's model from; else return `name`.
 
     A file is converted at its first use, and known by its checksum afterwards.
     """
@@ -68,7 +68,7 @@ def _in_wheel(name: str) -> Path:
 
 
 def _converted(path: Path, wanted: str | None) -> Path:
-    """The folder with the file's model as safetensors, made if it is not there."""
+    """Find the folder with the file's model as safetensors, or make it."""
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if wanted is not None and found != wanted:

@@ -24,7 +24,7 @@ def models() -> list[str]:
 
 
 def configure(model_name: str, method: str, **overrides) -> Config:
-    """The settings of `method` on a model; keyword `overrides` win.
+    """Make the settings of `method` on a model; keyword `overrides` win.
 
     A hub name counts by its last part ("EleutherAI/gpt-j-6b" is "gpt-j-6b").
     Raises `ConfigError` with the known names when one is unknown.
@@ -40,7 +40,7 @@ def configure(model_name: str, method: str, **overrides) -> Config:
 
 
 def strategy(model_name: str, method: str, **overrides) -> Strategy:
-    """The strategy of `method`, with its own numbers on a model; keyword `overrides` win."""
+    """Make the strategy of `method`, with its numbers on a model; `overrides` win."""
     _known("method", method, STRATEGIES)
     default = STRATEGIES[method]
     own = {n: v for n, v in _own(model_name, method).items() if n in _names(default)}
@@ -52,7 +52,7 @@ def strategy(model_name: str, method: str, **overrides) -> Strategy:
 
 
 def numbers(model_name: str, method: str, **overrides):
-    """The settings of a baseline beside the editor (fine-tuning, MEND, SERAC) on a model."""
+    """Make the settings of fine-tuning, MEND or SERAC on a model; `overrides` win."""
     _known("method", method, BASELINES)
     return BASELINES[method].configure(method, **{**_own(model_name, method), **overrides})
 

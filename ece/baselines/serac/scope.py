@@ -1,4 +1,4 @@
-"""SERAC's scope classifier: is this text about that edit? (Mitchell et al. 2022, section 3.1)
+"""SERAC's scope classifier: whether a text is about an edit (Mitchell et al. 2022, section 3.1).
 
 The paper fine-tunes a BERT. No second pretrained encoder is at hand here, and none is needed:
 texts are read from the frozen base model's own states after a middle layer, and what is trained

@@ -68,7 +68,7 @@ class View(nn.Module):
         self, input_ids: Int[Tensor, "row token"], attention_mask: Tensor | None = None,
         use_cache: bool = False, logits_to_keep: int | Bool[Tensor, "row token"] = 0,
     ) -> ModelOutput:  # fmt: skip
-        """Give logits `[kept, vocab]` for a mask of tokens, else `[row, token, vocab]`.
+        """Give logits `[read, vocab]` for a mask of tokens, else `[row, token, vocab]`.
 
         Rows are padded on the right. logits_to_keep: as in transformers; a number keeps that many
         last tokens, 0 keeps all. Nothing is cached.
