@@ -28,7 +28,7 @@ def read(name: str) -> dict:
     return tomllib.loads((files("ece.presets") / f"{name}.toml").read_text(encoding="utf-8"))
 
 
-def test_there_are_three_small_and_three_large_models():
+def test_the_known_models_have_presets():
     assert MODELS == [
         "atlas-gpt2",
         "atlas-gptj",
@@ -36,6 +36,7 @@ def test_there_are_three_small_and_three_large_models():
         "gpt-j-6b",
         "gpt2-xl",
         "llama-3-8b",
+        "smollm2-135m",
     ]
     assert presets.METHODS == (*STRATEGIES, *BASELINES) and len(set(presets.METHODS)) == 17
 

@@ -77,7 +77,7 @@ def _check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device, dtype=torch.float64).item()
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        why = str(error).splitlines()[0]
+        why = str(error).splitlines()[0][:160]
         raise ModelError(f"setting 'device' is {device!r} ({why}); name a device that holds "
                          "numbers in float64, as torch names it") from error  # fmt: skip
 
