@@ -80,6 +80,7 @@ REFUSED = {
     "falcon, alibi": dict(**NO_HEAD, alibi=True),
     "falcon_mamba": {},
     "lfm2": dict(layer_types=["conv", "full_attention"] * 2),
+    "lfm2, late": dict(layer_types=["full_attention"] * 3 + ["conv"]),
     "mamba": {},
     "mamba2": MAMBA2,
     "mpt": {},
