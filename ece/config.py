@@ -15,17 +15,21 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 @checked
 class Config:
-    """All settings of an edit; `Config(layers=(0, 1), lr=0.5, lam=300.0)` is complete.
+    """All settings of an edit; `Config(layers=(4, 5, 6), lam=2000.0)` is complete.
 
     A `ConfigError` names the first setting whose type or range is wrong.
     """
 
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     """Edit layers, increasing, counted from 0; the value enters at the last of them."""
-    lr: Annotated[float, Field(gt=0, le=1e4)]
-    """Learning rate of Adam on the value vector, in units of the residual stream."""
     lam: Positive
     r"""$\lambda$ of Eq 4: weight of the old knowledge's mean $k k^T$, in tokens."""
+    lr: Annotated[float, Field(gt=0, le=1e4)] = 0.7
+    r"""Learning rate of Adam on the value vector: about the length of its first step, as a
+    multiple of $\lVert h\rVert$, unless `lr_unit` says otherwise."""
+    lr_unit: Literal["state", "stream"] = "state"
+    r"""What `lr` is measured in: the "state", $\lVert h\rVert / \sqrt d$ of each fact, or as
+    published the residual "stream", where it is the same number for every state."""
     ridge: NotNegative = 0.0
     r"""Share of the mean diagonal of $\lambda C_0$ added to the diagonal of the system."""
     scorer: Literal["all", "activation", "weight", "residual"] = "residual"
@@ -34,9 +38,9 @@ class Config:
     """$p$ of Eq 8: share of the total score that the chosen neurons carry."""
     clusters: Count | None = 10
     """$K$ of Eq 9; None: every fact descends alone, for all of `steps`."""
-    shared: Literal["anchor", "mean", "zero"] = "anchor"
-    """What phase 1 descends on: the "anchor", the "mean" loss of the cluster, or "zero"
-    ($U = 0$, phase 1 left out)."""
+    shared: Literal["anchor", "mean", "zero", "learned"] = "anchor"
+    """Where $U$ comes from: phase 1 descends on the "anchor" or on the "mean" loss of the cluster;
+    without phase 1 it is "zero", or "learned" from the values found so far (`ece.start`)."""
     steps: Count = 25
     """$T_g$: gradient steps that a fact sees in all."""
     own_steps: Count = 5
@@ -53,6 +57,9 @@ class Config:
     """Random prefixes under which a prompt is also seen, beside the bare prompt."""
     context_tokens: Annotated[int, Field(ge=1, le=1000)] = 10
     """Length of a prefix in tokens."""
+    passes: Literal["model", "bfloat16"] = "model"
+    """Number format of the passes that find values: the model's own, or "bfloat16", a copy of the
+    model; values, keys and the update stay as they are."""
     seed: Seed = 0
     """Seed of the prefixes and of the clustering."""
     max_tokens: Count = 16384

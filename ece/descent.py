@@ -42,6 +42,8 @@ class Values:
     """Phase 1: with "anchor" one column per cluster, with "mean" one per fact."""
     first: "Values | None" = None
     """Values at the first edit layer, where the strategy has some enter there, too."""
+    features: Float[Tensor, "edit feature"] | None = None
+    """What a learned start was predicted from (`ece.start`); None with other starts."""
     seconds: float = 0.0
     """Wall time of finding them, with preparation and clustering."""
 
@@ -70,8 +72,8 @@ def renewed(values: Values, at: list[int], new: Values) -> Values:
     losses = values.losses.clone()
     losses[:, at] = new.losses.to(losses)
     first = None if values.first is None else renewed(values.first, at, new.first)
-    seconds = values.seconds + new.seconds
-    return replace(values, **changed, losses=losses, first=first, seconds=seconds)
+    more = {"first": first, "features": None, "seconds": values.seconds + new.seconds}
+    return replace(values, **changed, losses=losses, **more)
 
 
 def descend(
@@ -90,7 +92,8 @@ def descend(
     weight = 1 / sizes[owner].float()
     total = hidden.new_zeros(len(sizes), hidden.shape[1]) if start is None else start.clone()
     norms = hidden.norm(dim=1)
-    limit = config.clamp * norms.new_zeros(len(sizes)).index_add(0, owner, weight * norms)
+    length = norms.new_zeros(len(sizes)).index_add(0, owner, weight * norms)
+    limit, rate = config.clamp * length, rates(length, hidden.shape[1], config)
     total, taken = _clamped(total, limit), torch.zeros_like(sizes)
     parts, nll = objective.merge(objective.parts), objective.nll.clone()
     moments, losses = (torch.zeros_like(total), torch.zeros_like(total)), []
@@ -108,11 +111,20 @@ def descend(
         parts = objective.merge([part if keep.all() else part.take(keep.nonzero()[:, 0])
                                  for part, keep in left if keep.any()])  # fmt: skip
         moments, move = _adam(moments, gradient, step + 1)
-        total = _clamped(total - config.lr * move * live[:, None], limit)
+        total = _clamped(total - rate[:, None] * move * live[:, None], limit)
         taken += live
     curve = torch.stack(losses + [losses[-1]] * (steps + 1 - len(losses)))
     columns = (total[owner], curve, objective.nll, taken[owner], objective.holds)
     return Values((), objective.layer, hidden, *columns)
+
+
+def rates(length: Float[Tensor, " value"], width: int, config: Config) -> Float[Tensor, " value"]:
+    """Give Adam's learning rates in the units of the stream, from the lengths of the states.
+
+    Adam's first step is about `sqrt(width)` times its rate long.
+    """
+    unit = torch.ones_like(length) if config.lr_unit == "stream" else length / width**0.5
+    return config.lr * unit
 
 
 def _measure(part, total: Tensor, owner, weight, norms, config: Config, last: bool):
@@ -169,10 +181,10 @@ def groups_of(objective: Objective, W: Float[Tensor, "model ff"], config: Config
 def two_step(objective: Objective, W: Float[Tensor, "model ff"], config: Config) -> Values:
     """Descend once per cluster, then from there once per fact (Eq 11-13).
 
-    Without clusters every fact descends alone for `config.steps`.
+    Without clusters every fact descends alone for `config.steps`, from a learned start if any.
     """
     if config.clusters is None:
-        return descend(objective, config, config.steps)
+        return descend(objective, config, config.steps, start=objective.start)
     groups, common = groups_of(objective, W, config), config.steps - config.own_steps
     labels = groups.labels.to(objective.hidden.device)
     start, shared = None, None
@@ -182,5 +194,7 @@ def two_step(objective: Objective, W: Float[Tensor, "model ff"], config: Config)
     elif config.shared == "mean":
         shared = descend(objective, config, common, owner=labels)
         start = shared.delta
+    elif config.shared == "learned":
+        start = objective.start
     own = descend(objective, config, config.own_steps, start=start)
     return replace(own, groups=groups, shared=shared)

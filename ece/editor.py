@@ -1,6 +1,7 @@
 """Edit one batch of facts; single editing is a batch of one."""
 
 import time
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from types import ModuleType
 
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ece import engine as fast
+from ece import start
 from ece.checks import check_batch, check_tokenizer, check_values, names_of, validate
 from ece.config import Config
 from ece.covariance import Stats
@@ -19,7 +21,7 @@ from ece.model import fingerprint, sites
 from ece.objective import mix
 from ece.report import Report, value_part
 from ece.solver import Knowledge, Update
-from ece.state import Batch, EditState, check_setting, pushed, restore
+from ece.state import Batch, EditState, check_setting, learned, pushed, restore
 
 
 def compute_values(
@@ -36,13 +38,35 @@ def compute_values(
 def find_values(model, tokenizer, facts, state: EditState, config, engine) -> Values:
     """Find the values of facts that were validated."""
     found, began = [], time.perf_counter()
+    runs = model if config.passes == "model" else _narrowed(model, config.passes)
     for layer in state.strategy.entries(config):
-        problem = engine.prepare(model, tokenizer, facts, state.contexts, config, layer)
+        problem = engine.prepare(runs, tokenizer, facts, state.contexts, config, layer)
+        if runs is not model:  # values are added to the states of the model itself
+            rows = engine.reader(model, tokenizer, facts, state.contexts, config.max_tokens)
+            keys, hidden, _ = rows.read(layer, layer)
+            problem = replace(problem, keys=mix(keys), hidden=hidden)
         check_finite(f"keys or states at layer {layer}", problem.keys.sum() + problem.hidden.sum())
-        found.append(two_step(problem, sites(model, (layer,))[0].weight, config))
+        phi = None
+        if config.shared == "learned":
+            phi = start.features(model, tokenizer, facts, problem.hidden)
+            begin = start.start(state.learned.get(layer), phi, problem.hidden)
+            problem = replace(problem, start=begin)
+        values = two_step(problem, sites(model, (layer,))[0].weight, config)
+        found.append(replace(values, features=phi))
     first = found[0] if len(found) == 2 else None
     seconds = time.perf_counter() - began
     return replace(found[-1], facts=names_of(facts), first=first, seconds=seconds)
+
+
+def _narrowed(model: nn.Module, dtype: str) -> nn.Module:
+    """Copy the model in a narrower format.
+
+    Attention is "eager" there: rows are short, and on CPUs the fused one's backward pass in
+    bfloat16 takes half of a step (measured).
+    """
+    copy = deepcopy(model).to(getattr(torch, dtype))
+    copy.set_attn_implementation("eager")
+    return copy
 
 
 @dataclass(frozen=True)
@@ -74,6 +98,7 @@ def edit_batch(
     check_batch(model, tokenizer, facts, stats, state, config)
     if values is None:
         values = find_values(model, tokenizer, facts, state, config, engine)
+        state = learned(state, values)
     check_values(values, facts, state.strategy.entries(config))
     state, changes, began = _prepared(state, stats, config), [], time.perf_counter()
     try:

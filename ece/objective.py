@@ -36,6 +36,8 @@ class Objective:
     """NLL of the targets before any change (nats per token, mean over contexts)."""
     holds: Bool[Tensor, " edit"]
     """Whether the bare prompt already goes on with the target."""
+    start: Float[Tensor, "edit model"] | None = None
+    """Where the descent begins, if something is known of it (`ece.start`)."""
     merge: Callable[[list], list] = list
     """Puts small parts together, where that is faster."""
 
@@ -50,7 +52,7 @@ class Objective:
                 part = part.take(at)
                 parts.append(replace(part, facts=place[part.facts]))
         columns = {name: getattr(self, name)[facts] for name in ("hidden", "keys", "nll", "holds")}
-        return replace(self, parts=parts, **columns)
+        return replace(self, parts=parts, start=None, **columns)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ece.editor import edit_batch, fast, find_values
 from ece.errors import ConfigError, FactError, StateError
 from ece.facts import Fact
 from ece.report import Report
-from ece.state import EditState, new_state
+from ece.state import EditState, learned, new_state
 from ece.strategy import Strategy
 
 
@@ -41,7 +41,7 @@ def edit_sequence(
         validate(part, tokenizer, model, state.contexts)
     found, reports = {}, []
     if ahead is None and state.strategy.values_from != "current":
-        found = _found_ahead(model, tokenizer, parts, state, config, progress, engine)
+        state, found = _found_ahead(model, tokenizer, parts, state, config, progress, engine)
     seen = {fact.subject for part in parts[: state.done] for fact in part}
     for number in range(state.done, len(parts)):
         part = parts[number]
@@ -58,7 +58,9 @@ def edit_sequence(
     return state, reports
 
 
-def _found_ahead(model, tokenizer, parts, state, config, progress, engine) -> dict[int, Values]:
+def _found_ahead(
+    model, tokenizer, parts, state, config, progress, engine
+) -> tuple[EditState, dict[int, Values]]:
     """Find the values of all batches from the unedited weights."""
     if state.done:
         raise StateError("a sequence that goes on needs the values found before its first edit; "
@@ -66,9 +68,10 @@ def _found_ahead(model, tokenizer, parts, state, config, progress, engine) -> di
     found = {}
     for number, part in enumerate(parts):
         found[number] = find_values(model, tokenizer, part, state, config, engine)
+        state = learned(state, found[number])
         if progress is not None:
             progress("values", number + 1, len(parts))
-    return found
+    return state, found
 
 
 def split(facts: list[Fact], batch: int) -> list[list[Fact]]:

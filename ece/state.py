@@ -7,9 +7,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ece.config import Config
+from ece.descent import Values
 from ece.errors import ConfigError, ModelError, StateError
 from ece.facts import contexts, encode
 from ece.model import blocks, fingerprint, sites
+from ece.start import Learned, grown
 from ece.strategy import Strategy
 
 PROBE = "It is said, in the year 1984, that "  # by it one tokenizer is known from another
@@ -55,6 +57,9 @@ class EditState:
     """The last batches, oldest first: the undo stack, and the history's low-rank part."""
     done: int = 0
     """Batches done in all."""
+    learned: dict[int, Learned] = field(default_factory=dict)
+    """Per layer where values enter, what those found so far tell about the next, if `Config.shared`
+    is "learned"; an undo leaves it."""
     prepared: dict[int, Tensor] = field(default_factory=dict)
     """Per layer, what the strategy computed once; not saved, computed again when needed."""
     prepared_for: Config | None = None
@@ -107,6 +112,16 @@ def check_weights(model: nn.Module, state: EditState) -> None:
     if fingerprint(model, state.layers) != state.weights:
         raise StateError("the model's weights are not those this state left; undo with the state "
                          "that made them, or load the model again")  # fmt: skip
+
+
+def learned(state: EditState, values: Values) -> EditState:
+    """Learn from values just found, for those of later batches (`ece.start`)."""
+    known = dict(state.learned)
+    for part in filter(None, (values.first, values)):
+        if part.features is not None:
+            more = (part.features, part.delta, part.hidden)
+            known[part.layer] = grown(known.get(part.layer), *more)
+    return replace(state, learned=known)
 
 
 def pushed(state: EditState, batch: Batch, weights: str) -> EditState:

@@ -139,6 +139,7 @@ def config() -> Config:
     return Config(
         layers=(0, 1),
         lr=0.1,
+        lr_unit="stream",
         lam=20.0,
         ridge=1e-3,
         clusters=2,

@@ -25,6 +25,8 @@ BAD = [
     ("lr", 1e30),
     ("lr", NAN),
     ("lr", "0.5"),
+    ("lr_unit", "norm"),
+    ("passes", "float64"),
     ("lam", -1.0),
     ("lam", INF),
     ("lam", None),
@@ -70,7 +72,7 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_field(field, value):
 
 def test_every_field_was_tried():
     assert {field for field, _ in BAD} == {field.name for field in fields(Config)}
-    assert len(fields(Config)) <= 18
+    assert len(fields(Config)) <= 20
 
 
 def test_an_error_says_the_value_and_what_fits():
@@ -82,7 +84,7 @@ def test_an_error_says_the_value_and_what_fits():
 
 @pytest.mark.parametrize("gone", ["null", "history", "spread", "values_from", "undo", "keep"])
 def test_what_belongs_to_a_rival_is_no_setting(gone):
-    with pytest.raises(ConfigError, match=f"'{gone}'.*known: layers, lr"):
+    with pytest.raises(ConfigError, match=f"'{gone}'.*known: layers, lam"):
         Config(**GOOD, **{gone: 1})
 
 

@@ -36,7 +36,8 @@ def plain(literal, config, members: list[int], steps: int, start=None):
     norms = literal.hidden[members].norm(dim=1)
     value = torch.zeros(1, literal.hidden.shape[1]) if start is None else start.clone()[None]
     value.requires_grad_()
-    optimizer, curve = torch.optim.Adam([value], lr=config.lr), []
+    unit = 1.0 if config.lr_unit == "stream" else norms.mean().item() / len(value[0]) ** 0.5
+    optimizer, curve = torch.optim.Adam([value], lr=config.lr * unit), []
     with torch.no_grad():
         shorten(value, config.clamp * norms.mean())
     for step in range(steps + 1):
@@ -59,7 +60,9 @@ def shorten(value, limit):
         value *= limit / norm
 
 
-def test_a_descent_is_adam_on_the_literal_loss(problem, literal, config):
+@pytest.mark.parametrize("unit", ["state", "stream"])
+def test_a_descent_is_adam_on_the_literal_loss(problem, literal, config, unit):
+    config = replace(config, lr_unit=unit)
     fast = descend(problem, config, 4)
     for i in range(6):
         value, losses = plain(literal, config, [i], 4)
@@ -69,7 +72,9 @@ def test_a_descent_is_adam_on_the_literal_loss(problem, literal, config):
     torch.testing.assert_close(fast.losses[0], problem.nll, rtol=1e-5, atol=1e-6)
 
 
-def test_a_shared_value_descends_on_the_mean_loss_of_its_facts(problem, literal, config):
+@pytest.mark.parametrize("unit", ["state", "stream"])
+def test_a_shared_value_descends_on_the_mean_loss_of_its_facts(problem, literal, config, unit):
+    config = replace(config, lr_unit=unit)
     owner = torch.tensor([0, 1, 0, 1, 1, 1])
     fast = descend(problem, config, 3, owner=owner)
     for group in ([0, 2], [1, 3, 4, 5]):

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ece.config import Config
+from ece.descent import rates
 from ece.facts import Fact, locate, pad
 from ece.hooks import capture
 from ece.model import sites
@@ -38,7 +39,8 @@ def descend(
     norm = state(model, tokenizer, fact, layer).norm()
     value, curve = torch.zeros(model.config.hidden_size, device=norm.device), []
     part = replace(part, usual=part.essence(part.log_probs(value[None])))
-    adam = torch.optim.Adam([value.requires_grad_()], lr=config.lr)
+    rate = float(rates(norm, model.config.hidden_size, config))
+    adam = torch.optim.Adam([value.requires_grad_()], lr=rate)
     for step in range(config.steps + 1):
         nll, kl = part.losses(value[None])
         curve.append(float(nll.detach()))

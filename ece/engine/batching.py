@@ -77,7 +77,7 @@ def prepare(
     back = torch.cat([chunk.facts for chunk in made]).argsort()
     columns = zip(*first, strict=True)
     merge = partial(merged, most=min(ENOUGH, config.max_tokens))
-    return Objective(layer, made, *(torch.cat(parts)[back] for parts in columns), merge)
+    return Objective(layer, made, *(torch.cat(parts)[back] for parts in columns), merge=merge)
 
 
 @torch.no_grad()

@@ -18,6 +18,8 @@ from ece.experiments.spec import Settings, run_id
 from ece.facts import encode
 from ece.storage import load_moments, moments
 
+TENTH = 10
+"""Of so many facts, one is set aside for tuning."""
 DOCUMENT = 20
 """Tokens that a document of the embedded corpus has at least, on average."""
 
@@ -41,9 +43,19 @@ def gather(settings: Settings, progress: Callable | None) -> tuple[list[Fact], R
 
 def facts(settings: Settings, data: str | Path | None, count: int | None = None) -> list[Fact]:
     """Draw facts of the data set (None: all); those that the run edits come first."""
+    kind, seed = settings.dataset, settings.seed
     if data is None:
-        return atlas.facts(settings.dataset, count, settings.seed)
-    return load_facts(settings.dataset, count, settings.seed, data, skip_bad=settings.skip_bad)
+        found = atlas.facts(kind, None if settings.part != "all" else count, seed)
+    else:
+        alone = settings.part == "all"
+        found = load_facts(kind, count if alone else None, seed, data, skip_bad=settings.skip_bad)
+    if settings.part == "all":
+        return found
+    found = [fact for fact in found if (fact.id % TENTH == 0) == (settings.part == "tune")]
+    if count is not None and count > len(found):
+        raise ConfigError(f"setting 'facts' is {count}; the part to {settings.part} has "
+                          f"{len(found)} facts")  # fmt: skip
+    return found[:count]
 
 
 def _source(path: Path | None) -> dict | None:

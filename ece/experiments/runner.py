@@ -19,11 +19,24 @@ from ece.evaluation.layer_attribution import chosen_layers
 from ece.evaluation.metrics import Scores, join
 from ece.experiments.inputs import check_writable, facts, gather, statistics
 from ece.experiments.results import SIX, provenance
-from ece.experiments.scoring import Judge, Measured, baseline_record, edit_record, timed
+from ece.experiments.scoring import (
+    Judge,
+    Measured,
+    baseline_record,
+    edit_record,
+    packed,
+    timed,
+    unpacked,
+)
 from ece.experiments.spec import Settings, run_id
 from ece.model import fingerprint
 from ece.storage import Folder, run_sequence
+from ece.storage.archive import checksum
+from ece.storage.archive import load as load_file
+from ece.storage.archive import save as save_file
 
+BEFORE = ("dataset", "seed", "compat", "dtype", "matmul", "text_tokens", "text_facts")
+"""Settings that decide, beside facts and sources, what is measured before any edit."""
 SECONDS = ("values", "keys", "solve", "evaluate", "statistics")
 """Stages whose seconds every record states; baselines add "edit" and "train"."""
 
@@ -94,7 +107,7 @@ class Runner:
         prompts = frozenset(fact.text for fact in self.facts)
         judge = Judge(self.tokenizer, self.settings, self.references, prompts)
         with timed(self.clock, "evaluate"):
-            pre = judge.score(self.model, self.facts)
+            pre = self._before(judge, origin)
         written, points, done = self._write(session, judge, pre)
         with timed(self.clock, "evaluate"), session.view(len(self.facts)) as edited:
             after = judge.score(edited, self.facts, pre)
@@ -110,6 +123,19 @@ class Runner:
             "seconds": {stage: round(self.clock[stage], 3) for stage in stages},
             "provenance": origin,
         }
+
+    def _before(self, judge: Judge, origin: dict) -> Scores:
+        """Score the unedited model, or read what a run of the same facts found."""
+        if self.cache is None:
+            return judge.score(self.model, self.facts)
+        parts = {name: origin["identity"][name] for name in BEFORE}
+        key = checksum((self.mark, self.facts, parts, origin["identity"]["sources"]))
+        path = Path(self.cache) / f"before-{key}.safetensors"
+        if path.exists():
+            return unpacked(load_file(path, "before"))
+        found = judge.score(self.model, self.facts)
+        save_file(path, "before", packed(found))
+        return found
 
     def _origin(self, session: Session) -> dict:
         """Say how the result comes about, without times: equal runs have equal origins."""
@@ -150,7 +176,8 @@ class Runner:
             if self.folder is None:
                 _, reports = edit_sequence(*fixed, **named)
             else:
-                _, reports = run_sequence(*fixed, self.folder, **named)
+                cache = self.cache and Path(self.cache)
+                _, reports = run_sequence(*fixed, self.folder, **named, cache=cache)
             return edit_record(reports), sum((Counter(r.seconds) for r in reports), Counter())
 
         return Session(config, write, lambda _: strategy.view(model, before), stats.tokens, origin)

@@ -84,19 +84,27 @@ class Measured:
 
     def save(self, folder: Folder, number: int) -> None:
         """Write it into the folder of the run; what is there is replaced."""
-        found = {name: column.tolist() for name, column in columns(self.scores).items()}
-        folder.save("scores", number, {**vars(self), "scores": found})
+        folder.save("scores", number, {**vars(self), "scores": packed(self.scores)})
 
     @staticmethod
     def load(folder: Folder, number: int) -> "Measured":
         """Read what `save` wrote, to the same bits."""
         record = folder.load("scores", number)
-        found = {name: np.array(column, dtype=float) for name, column in record["scores"].items()
-                 if name != "predictions"}  # fmt: skip
-        predictions = record["scores"]["predictions"]
-        found["predictions"] = np.empty(len(predictions), dtype=object)
-        found["predictions"][:] = predictions
-        return Measured(**{**record, "scores": Scores(**found)})
+        return Measured(**{**record, "scores": unpacked(record["scores"])})
+
+
+def packed(scores: Scores) -> dict[str, list]:
+    """Turn scores into lists, which can be saved."""
+    return {name: column.tolist() for name, column in columns(scores).items()}
+
+
+def unpacked(record: dict[str, list]) -> Scores:
+    """Invert `packed`, to the same bits."""
+    found = {name: np.array(column, dtype=float) for name, column in record.items()
+             if name != "predictions"}  # fmt: skip
+    found["predictions"] = np.empty(len(record["predictions"]), dtype=object)
+    found["predictions"][:] = record["predictions"]
+    return Scores(**found)
 
 
 def edit_record(reports: list[Report]) -> dict:

@@ -20,6 +20,7 @@ from ece.data.schema import checksum
 from ece.errors import ConfigError, checked
 from ece.experiments.flags import text_of, words
 from ece.experiments.results import SIX
+from ece.loading import depth
 
 Dtype = Literal["float32", "float64", "float16", "bfloat16"]
 Matmul = Literal["highest", "high", "medium"]
@@ -50,6 +51,8 @@ class Settings:
     the embedded world."""
     sha256: str | None = None
     """SHA-256 that the file of records must have."""
+    part: Literal["all", "tune", "test"] = "all"
+    """Which facts of the source: every tenth by id to "tune" settings on, the others to "test"."""
     skip_bad: bool = False
     """Leave unusable records of the file out, with a warning."""
     device: str | None = None
@@ -77,6 +80,8 @@ class Settings:
     """Plain text for the second moments, one document a line; needed beyond embedded models."""
     stats_tokens: Count = 100_000
     """Largest number of tokens that the second moments are taken over."""
+    preset: str | None = None
+    """Preset file with the model's numbers, as `ece tune` writes it; without it the model's own."""
     config: dict[str, Any] = field(default_factory=dict)
     """Numbers of the method that differ from the preset."""
 
@@ -110,14 +115,17 @@ class Settings:
     @cached_property
     def _built(self) -> tuple[Any, Strategy | None]:
         """The method's numbers and its strategy: presets are read once."""
-        name = (self.model, self.method)
+        name = (self.preset or self.model, self.method)
+        # A model without a preset gets settings by its depth.
+        deep = {} if presets.known(name[0]) else {"depth": depth(self.model)}
         if not self.edits:
-            return presets.numbers(*name, **self.config), None
+            return presets.numbers(*name, **deep, **self.config), None
         follows = {own.name for own in fields(STRATEGIES[self.method])}
         parts = {n: v for n, v in self.config.items() if n in follows}
         own = {n: v for n, v in self.config.items() if n not in follows}
-        config = presets.configure(*name, **{"seed": self.seed, **own})
-        return config, presets.strategy(*name, **parts)
+        size = {**deep, "batch": self.batch} if deep else {}
+        config = presets.configure(*name, **size, **{"seed": self.seed, **own})
+        return config, presets.strategy(*name, **deep, **parts)
 
     def configure(self):
         """Build the method's numbers: preset of the model, method, own settings, seed."""
@@ -148,6 +156,7 @@ class Settings:
             "compat": self.compat and self.dataset == "zsre",
             "dtype": self.dtype,
             "matmul": self.matmul,
+            "part": self.part,
             "points": list(self.points),
             "skip_bad": self.skip_bad,
             "text_tokens": self.text_tokens,

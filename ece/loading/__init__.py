@@ -8,7 +8,7 @@ from os import PathLike
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ece.engine.prefix import common, pass_heads, start, through
 from ece.engine.suffix import lift
@@ -61,6 +61,17 @@ def load(name: str | PathLike, device: str | None = None, dtype: torch.dtype | N
         model = model.to(device)
     check(model.eval().requires_grad_(False))
     return model, tokenizer
+
+
+def depth(name: str) -> int:
+    """Read how many blocks a model has, without loading it; `name` as for `load`."""
+    try:
+        config = AutoConfig.from_pretrained(_source(name), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"model '{name}' has no preset, and its configuration cannot be read "
+                         f"({why}); name one within reach, or a preset file") from error  # fmt: skip
+    return config.get_text_config().num_hidden_layers
 
 
 def _source(name: str) -> str:

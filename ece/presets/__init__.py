@@ -1,12 +1,12 @@
 """The numbers of every method on every model known: `methods.toml`, and one file per model.
 
-A preset is a file of numbers and nothing else; a new model needs none (`ece.Config` takes all
-settings by hand).
+A preset is a file of numbers and nothing else. A model without one gets what `suggest` says.
 """
 
 import tomllib
 from dataclasses import fields, replace
 from importlib.resources import files
+from pathlib import Path
 
 from ece.baselines import BASELINES, STRATEGIES
 from ece.config import Config
@@ -23,14 +23,30 @@ def models() -> list[str]:
     return sorted(name.removesuffix(".toml") for name in names if name != "methods.toml")
 
 
-def configure(model_name: str, method: str, **overrides) -> Config:
+def suggest(depth: int, batch: int = 100) -> dict:
+    r"""Suggest settings for a model of `depth` blocks, from which to search on.
+
+    Layers lie at an eighth to a quarter of the depth, as Llama-3's in the paper's appendix C;
+    $\lambda$ is 20 times the batch; what else `Config` has fits any model as it is.
+    """
+    last = min(max(1, round(depth / 4)), depth - 2)
+    if last < 0:
+        raise ConfigError(f"the model has {depth} blocks; a value needs a block above it")
+    return {"layers": tuple(range(min(depth // 8, last), last + 1)), "lam": 20.0 * batch}
+
+
+def configure(
+    model_name: str, method: str, depth: int | None = None, batch: int = 100, **overrides
+) -> Config:
     """Make the settings of `method` on a model; keyword `overrides` win.
 
-    A hub name counts by its last part ("EleutherAI/gpt-j-6b" is "gpt-j-6b").
-    Raises `ConfigError` with the known names when one is unknown.
+    model_name: a hub name counts by its last part ("EleutherAI/gpt-j-6b" is "gpt-j-6b"), and a
+    preset file by its path. depth: number of blocks, for a model that may have no preset; `batch`
+    is then part of what is suggested. Raises `ConfigError` with the known names.
     """
     _known("method", method, STRATEGIES)
-    found = {**_model(model_name)["config"], **_methods(method), **_own(model_name, method)}
+    model = _model(model_name, depth, batch)
+    found = {**model["config"], **_methods(method), **_own(model, method)}
     strange = sorted(set(overrides) - _names(Config))
     if strange:
         known = ", ".join(sorted(_names(Config)))
@@ -39,11 +55,11 @@ def configure(model_name: str, method: str, **overrides) -> Config:
     return Config(**{name: value for name, value in chosen.items() if name in _names(Config)})
 
 
-def strategy(model_name: str, method: str, **overrides) -> Strategy:
+def strategy(model_name: str, method: str, depth: int | None = None, **overrides) -> Strategy:
     """Make the strategy of `method`, with its numbers on a model; `overrides` win."""
     _known("method", method, STRATEGIES)
-    default = STRATEGIES[method]
-    own = {n: v for n, v in _own(model_name, method).items() if n in _names(default)}
+    default, model = STRATEGIES[method], _model(model_name, depth)
+    own = {n: v for n, v in _own(model, method).items() if n in _names(default)}
     strange = sorted(set(overrides) - _names(default))
     if strange:
         known = ", ".join(sorted(_names(default)))
@@ -51,10 +67,11 @@ def strategy(model_name: str, method: str, **overrides) -> Strategy:
     return replace(default, **{**own, **overrides})
 
 
-def numbers(model_name: str, method: str, **overrides):
+def numbers(model_name: str, method: str, depth: int | None = None, **overrides):
     """Make the settings of fine-tuning, MEND or SERAC on a model; `overrides` win."""
     _known("method", method, BASELINES)
-    return BASELINES[method].configure(method, **{**_own(model_name, method), **overrides})
+    model = _model(model_name, depth)
+    return BASELINES[method].configure(method, **{**_own(model, method), **overrides})
 
 
 def _names(kind) -> set[str]:
@@ -70,17 +87,36 @@ def _methods(method: str) -> dict:
     return _read("methods").get(method, {})
 
 
-def _own(model_name: str, method: str) -> dict:
-    return _model(model_name).get("methods", {}).get(method, {})
+def _own(model: dict, method: str) -> dict:
+    return model.get("methods", {}).get(method, {})
 
 
-def _model(model_name: str) -> dict:
-    name = model_name.rstrip("/").split("/")[-1].lower()
-    _known("model", name, models())
-    return _read(name)
+def known(model_name: str) -> bool:
+    """Tell whether a model has a preset, or the name is the path of one."""
+    return model_name.endswith(".toml") or _short(model_name) in models()
+
+
+def _short(model_name: str) -> str:
+    return model_name.rstrip("/").split("/")[-1].lower()
+
+
+def _model(model_name: str, depth: int | None, batch: int = 100) -> dict:
+    """Read the preset of a model, or make one by `suggest`."""
+    if depth is not None and not known(model_name):
+        config = suggest(depth, batch)
+        last = {"layers": config["layers"][-1:]}
+        return {"config": config, "methods": dict.fromkeys(("rome", "ft-l", "ft-w", "ft-m"), last)}
+    if model_name.endswith(".toml"):
+        return _parsed(Path(model_name))
+    _known("model", _short(model_name), models())
+    return _read(_short(model_name))
 
 
 def _read(name: str) -> dict:
+    return _parsed(files(__name__) / f"{name}.toml")
+
+
+def _parsed(path) -> dict:
     """Read one preset file, lists as tuples and the text "none" as None."""
 
     def plain(value):
@@ -88,4 +124,9 @@ def _read(name: str) -> dict:
             return {key: plain(inner) for key, inner in value.items()}
         return tuple(value) if isinstance(value, list) else None if value == "none" else value
 
-    return plain(tomllib.loads((files(__name__) / f"{name}.toml").read_text(encoding="utf-8")))
+    try:
+        found = plain(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as a preset ({error}); name a file that "
+                          "`ece tune` wrote") from error  # fmt: skip
+    return found

@@ -23,7 +23,8 @@ from ece.facts import Fact
 from ece.model import digest, fingerprint, sites
 from ece.report import Report
 from ece.sequence import edit_sequence, split
-from ece.state import Batch, EditState, check_weights, new_state, pushed
+from ece.start import Learned
+from ece.state import Batch, EditState, check_weights, learned, new_state, pushed
 from ece.storage.archive import checksum, load, save
 from ece.storage.folder import Folder
 from ece.strategy import Strategy
@@ -46,7 +47,7 @@ def load_state(model: nn.Module, folder: str | Path, strategy: Strategy | None =
     and checked before the first weight changes, and any error leaves the weights as they were.
     """
     strategy = strategy or Strategy()
-    classes = (EditState, Batch, type(strategy))
+    classes = (EditState, Batch, Learned, type(strategy))
     saved = load(Path(folder) / "state.safetensors", "state", classes)
     return _applied(model, saved, [], strategy)
 
@@ -115,7 +116,7 @@ def _write(model: nn.Module, weights: dict[int, Tensor]) -> None:
 def run_sequence(
     model: nn.Module, tokenizer, facts: list[Fact], stats: Stats, config: Config, batch: int,
     folder: Folder, strategy: Strategy | None = None, on_batch: Callable | None = None,
-    progress: Callable | None = None,
+    progress: Callable | None = None, cache: Path | None = None,
 ) -> tuple[EditState, list[Report]]:  # fmt: skip
     """Edit like `ece.edit_sequence`, saving every batch in `folder`.
 
@@ -123,6 +124,8 @@ def run_sequence(
     ends with the same bits. It calls `on_batch(state, report, batch_facts)` again for the last
     batch in the folder, as it may have been killed before that. `StateError` if the folder holds a
     run of other facts, settings, statistics or another model, or if a file there is damaged.
+    `cache` is a folder of values that runs share: those found from the same weights, facts and
+    settings of the descent.
     """
     strategy = strategy or Strategy()
     parts, ahead = split(facts, strategy.batch or batch), strategy.values_from != "current"
@@ -136,7 +139,7 @@ def run_sequence(
         state, reports = new_state(model, tokenizer, config, strategy), []
         folder.save("state", 0, _packed(model, state))
     if ahead and not state.done:
-        _find_values(model, tokenizer, parts, state, config, folder, progress)
+        state = _find_values(model, tokenizer, parts, state, config, folder, progress, cache)
     if reports and on_batch is not None:
         on_batch(state, reports[-1], parts[state.done - 1])
 
@@ -160,12 +163,15 @@ def _resumed(
     """
     first = max(folder.numbers("state"), default=0)
     done = first + sum(number > first for number in folder.numbers("batch"))
-    saved = folder.load("state", first, EditState, Batch, type(strategy))
+    saved = folder.load("state", first, EditState, Batch, Learned, type(strategy))
     later = [folder.load("batch", number, Batch) for number in range(first + 1, done + 1)]
     reports = [folder.load("report", number, Report) for number in range(1, done + 1)]
     for number in range(done, count if done else 0):
         folder.load("values", number, Values, Groups)
-    return _applied(model, saved, later, strategy), reports
+    state = _applied(model, saved, later, strategy)
+    if done in folder.numbers("learned"):
+        state = replace(state, learned=folder.load("learned", done, Learned))
+    return state, reports
 
 
 def _save_batch(model: nn.Module, state: EditState, report: Report, folder: Folder) -> None:
@@ -174,24 +180,47 @@ def _save_batch(model: nn.Module, state: EditState, report: Report, folder: Fold
     batch = _written(state.batches[-1], {site.layer: site.weight for site in places})
     marks = {"weights": state.weights, "moments": state.moments}
     folder.save("report", number, report)
+    if state.learned:  # it does not grow, so the last is enough
+        folder.save("learned", number, state.learned)
     folder.save("batch", number, {"batch": batch, **marks})
     if number - max(folder.numbers("state")) >= COMPACT:
         folder.save("state", number, _packed(model, state))
         folder.remove("state", number)
         folder.remove("batch", number + 1)
     folder.remove("values", number)
+    folder.remove("learned", number)
 
 
-def _find_values(model, tokenizer, parts, state, config, folder: Folder, progress) -> None:
+def _find_values(
+    model, tokenizer, parts, state, config, folder: Folder, progress, cache: Path | None
+) -> EditState:
     """Find the values of all batches from the unedited weights; those in the folder are read."""
     for part in parts:
         validate(part, tokenizer, model, state.contexts)
     there = folder.numbers("values")
     for number, part in enumerate(parts):
         if number in there:
-            folder.load("values", number, Values, Groups)
+            found = folder.load("values", number, Values, Groups)
         else:
-            found = compute_values(model, tokenizer, part, state, config)
+            found = _shared(model, tokenizer, part, state, config, cache)
             folder.save("values", number, found)
+        state = learned(state, found)
         if progress is not None:
             progress("values", number + 1, len(parts))
+    return state
+
+
+def _shared(model, tokenizer, part, state, config, cache: Path | None) -> Values:
+    """Find the values of a batch, or read them where a run with the same ones left them."""
+    if cache is None:
+        return compute_values(model, tokenizer, part, state, config)
+    alone = {} if config.clusters else {"scorer": "all", "p": 1.0}
+    entries = state.strategy.entries(config)
+    plain = replace(config, layers=entries, lam=1.0, ridge=0.0, **alone)
+    weights, known = (state.fingerprint, state.weights), (state.contexts, state.learned)
+    path = cache / f"values-{checksum((weights, known, asdict(plain), part))}.safetensors"
+    if path.exists():
+        return load(path, "values", (Values, Groups))
+    found = compute_values(model, tokenizer, part, state, config)
+    save(path, "values", found)
+    return found
