@@ -153,7 +153,38 @@ def test_a_file_is_read_anew_each_time():
     assert presets.configure("gpt2-xl", "memit") is not presets.configure("gpt2-xl", "memit")
 
 
-@pytest.mark.parametrize("name", ["../config", "methods", "", "gpt2-xl.toml", "."])
+@pytest.mark.parametrize("name", ["../config", "methods", "", "."])
 def test_only_models_are_models(name):
     with pytest.raises(ConfigError, match="unknown model"):
         presets.configure(name, "memit")
+
+
+def test_a_preset_file_is_named_by_its_path(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text("[config]\nlayers = [1, 2]\nlam = 7.0\n[methods]\nmemit = { lam = 8.0 }\n")
+    assert presets.configure(str(path), "ece-rs").lam == 7.0
+    assert presets.configure(str(path), "memit").lam == 8.0
+    for text in (None, "layers = [1"):
+        path.write_text(text) if text else path.unlink()
+        with pytest.raises(ConfigError, match=r"own\.toml cannot be read as a preset"):
+            presets.configure(str(path), "memit")
+
+
+@pytest.mark.parametrize("depth", [2, 3, 6, 12, 24, 30, 80])
+def test_a_model_of_any_depth_has_settings_for_every_method(depth):
+    for method in STRATEGIES:
+        config = presets.configure("a/new-model", method, depth=depth, batch=10)
+        assert 0 <= config.layers[0] and config.layers[-1] <= depth - 2
+        presets.strategy("a/new-model", method, depth=depth).check(config)
+        assert method == "alphaedit" or config.lam == 200.0
+    for method in BASELINES:
+        assert is_dataclass(presets.numbers("a/new-model", method, depth=depth))
+    assert presets.configure("gpt2-xl", "memit", depth=depth) == presets.configure(
+        "gpt2-xl", "memit"
+    )
+
+
+def test_llama_3_s_depth_gives_its_layers_and_one_block_gives_none():
+    assert presets.suggest(32)["layers"] == (4, 5, 6, 7, 8)
+    with pytest.raises(ConfigError, match="needs a block above"):
+        presets.suggest(1)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from ece.baselines import BASELINES, STRATEGIES
-from ece.errors import ConfigError
+from ece.errors import ConfigError, ModelError
 from ece.experiments.spec import UNKNOWN, Settings, run_id
 
 WRONG = [
@@ -23,7 +23,6 @@ WRONG = [
     (dict(dataset="qaedit"), "setting 'data' is None; .* 'qaedit'"),
     (dict(method="x"), "setting 'method' is 'x'; known: ece-as"),
     (dict(dataset="wiki"), "setting 'dataset' is 'wiki'; known: counterfact"),
-    (dict(model="gpt-17"), "unknown model 'gpt-17'; known: atlas-gpt2"),
     (dict(dtype="int8"), "setting 'dtype' is 'int8'"),
     (dict(stats_tokens=0), "setting 'stats_tokens' is 0"),
     (dict(points=(3,), batch=2), "setting 'points' is 3; 3 does not end a batch of 2"),
@@ -95,3 +94,10 @@ def test_the_name_says_what_differs_from_the_preset():
     settings = Settings("hub/gpt2-xl", "memit", config={"layers": (4, 5), "lam": 2.0}, seed=3)
     assert settings.name == "gpt2-xl_memit_counterfact_200x25_lam-2.0_layers-4,5_s3"
     assert Settings(adaptive=2).name == "atlas-gpt2_ece-rs_counterfact_200x25_adaptive-2_s0"
+
+
+def test_a_model_that_cannot_be_read_is_named(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    wanted = "model 'gpt-17' has no preset, and its configuration cannot be read"
+    with pytest.raises(ModelError, match=wanted):
+        Settings(model="gpt-17")

@@ -39,7 +39,7 @@ def descend(
     norm = state(model, tokenizer, fact, layer).norm()
     value, curve = torch.zeros(model.config.hidden_size, device=norm.device), []
     part = replace(part, usual=part.essence(part.log_probs(value[None])))
-    rate = float(rates(norm, model.config.hidden_size, config))
+    rate = float(rates(norm[None], len(value), config))
     adam = torch.optim.Adam([value.requires_grad_()], lr=rate)
     for step in range(config.steps + 1):
         nll, kl = part.losses(value[None])

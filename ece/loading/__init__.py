@@ -70,7 +70,7 @@ def depth(name: str) -> int:
     except (OSError, ValueError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"model '{name}' has no preset, and its configuration cannot be read "
-                         f"({why}); name one within reach, or a preset file") from error  # fmt: skip
+                         f"({why}); name another model or a preset file") from error  # fmt: skip
     return config.get_text_config().num_hidden_layers
 
 
