@@ -59,6 +59,38 @@ def test_a_run_measures_before_at_write_and_after(family, tokenizer, settings):
     assert record["after"]["score"] == pytest.approx(three, abs=1e-3)
 
 
+def test_batches_need_not_be_measured_when_they_are_written(again, settings):
+    whole, short = again(settings), again(replace(settings, at_write=False))
+    assert short["after"] == whole["after"] and short["pre"] == whole["pre"]
+    assert set(short["at_write"].values()) == {None}
+    for one, other in zip(whole["batches"], short["batches"], strict=True):
+        assert one["after"] == other["after"] and one["edited"] == other["edited"]
+        assert set(other["at_write"].values()) == {None}
+    when = {row[1] for row in long_form(short)[1]}
+    assert when == {"pre", "after"}
+
+
+def test_the_unedited_model_is_measured_once_for_the_same_facts(again, settings, tmp_path):
+    """Runs that share a cache share what was measured before; other facts are measured anew."""
+    plain = again(replace(settings, method="memit"))
+    again(settings, cache=tmp_path / "cache")
+    found = again(replace(settings, method="memit"), cache=tmp_path / "cache")
+    assert without_seconds(found) == without_seconds(plain)
+    count = lambda: len(list((tmp_path / "cache").glob("before-*")))  # noqa: E731
+    assert count() == 1
+    again(replace(settings, seed=1), cache=tmp_path / "cache")
+    assert count() == 2
+
+
+def test_facts_to_tune_on_are_no_facts_to_test_on(again, settings):
+    parts = [replace(settings, part=part, facts=n) for part, n in (("tune", 1), ("test", 4))]
+    tune, test = (again(part)["provenance"]["facts"] for part in parts)
+    assert all(number % 10 == 0 for number in tune)
+    assert all(number % 10 for number in test) and len(set(tune + test)) == 5
+    with pytest.raises(ConfigError, match="the part to tune has"):
+        again(replace(settings, part="tune"))
+
+
 def test_equal_settings_give_equal_records_and_another_seed_another_order(again, settings):
     first = without_seconds(again(settings))
     assert first == without_seconds(again(settings))

@@ -20,6 +20,7 @@ from ece.evaluation.metrics import Scores, join
 from ece.experiments.inputs import check_writable, facts, gather, statistics
 from ece.experiments.results import SIX, provenance
 from ece.experiments.scoring import (
+    UNMEASURED,
     Judge,
     Measured,
     baseline_record,
@@ -115,9 +116,9 @@ class Runner:
         return {
             **{name: getattr(self.settings, name) for name in SIX},
             "pre": judge.rates(pre),
-            "at_write": judge.rates(join(written)),
+            "at_write": judge.rates(join(written) if self.settings.at_write else UNMEASURED),
             "after": judge.rates(after),
-            "batches": judge.steps(written, after),
+            "batches": judge.steps(written, after, self.settings.batch),
             **({"points": points} if self.settings.points else {}),
             "edit": done,
             "seconds": {stage: round(self.clock[stage], 3) for stage in stages},
@@ -215,7 +216,9 @@ class Runner:
             part = self.facts[first : first + self.settings.batch]
             end = first + len(part)
             with session.view(end) as edited, timed(own, "evaluate"):
-                scores = judge.score(edited, part, pre.part(first, end))
+                scores = UNMEASURED
+                if self.settings.at_write:
+                    scores = judge.score(edited, part, pre.part(first, end))
                 if end in self.settings.points:
                     whole = judge.score(edited, self.facts[:end], pre.part(0, end), texts=False)
                     point = {"edited": end, **judge.rates(whole)}

@@ -18,6 +18,10 @@ from ece.experiments.spec import Settings
 from ece.report import Report
 from ece.storage import Folder
 
+NONE = np.array([], dtype=float)
+UNMEASURED = Scores(*[NONE] * 6, predictions=np.array([], dtype=object))
+"""Scores of no fact: every rate is None."""
+
 
 @dataclass(frozen=True)
 class Judge:
@@ -59,15 +63,14 @@ class Judge:
         """Average scores over facts, in percent, rounded as records have them."""
         return rounded(scores.summary(MEASURE[self.settings.dataset]), names)
 
-    def steps(self, written: list[Scores], after: Scores) -> list[dict]:
+    def steps(self, written: list[Scores], after: Scores, batch: int) -> list[dict]:
         """Rate each batch at its writing and at the end: what is forgotten, and when."""
-        record, first = [], 0
-        for scores in written:
-            end = first + len(scores)
+        record = []
+        for number, scores in enumerate(written):
+            first, end = number * batch, min((number + 1) * batch, len(after))
             parts = {"at_write": scores, "after": after.part(first, end)}
             shown = {name: self.rates(part, (*KINDS, "score")) for name, part in parts.items()}
             record.append({"edited": end, **shown})
-            first = end
         return record
 
 

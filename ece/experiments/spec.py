@@ -65,6 +65,8 @@ class Settings:
     """Length of the free texts for fluency and consistency, in tokens; 0: none are written."""
     text_facts: OrNone = 0
     """Facts about which free texts are written, the first of the sequence; 0: all."""
+    at_write: bool = True
+    """Measure each batch as soon as it is written, too, and not only at the end."""
     points: tuple[int, ...] = ()
     """Numbers of edits, ends of batches, at which all facts so far are measured as well."""
     adaptive: OrNone = 0
@@ -156,6 +158,7 @@ class Settings:
             "compat": self.compat and self.dataset == "zsre",
             "dtype": self.dtype,
             "matmul": self.matmul,
+            "at_write": self.at_write,
             "part": self.part,
             "points": list(self.points),
             "skip_bad": self.skip_bad,
