@@ -10,11 +10,13 @@ import torch
 from small_runs import FAST, QUICK, records, without_seconds, write_files
 
 from conftest import CITIES, SUBJECTS, TEXTS, build
+from ece import atlas, load
 from ece.baselines import BASELINES, STRATEGIES
+from ece.data import world
 from ece.data.loading import load_facts
 from ece.errors import ConfigError, DataError, EditError, FactError, StateError
 from ece.evaluation.metrics import KINDS, evaluate, harmonic
-from ece.experiments import scoring
+from ece.experiments import inputs, runner, scoring
 from ece.experiments.results import long_form
 from ece.experiments.runner import matmul, run
 from ece.experiments.spec import Settings
@@ -274,6 +276,57 @@ def test_compat_changes_the_questions_of_zsre_alone(again, tokenizers, tmp_path,
         assert record["provenance"]["identity"]["compat"] is compat
         rates[compat] = again(replace(settings, facts=1, compat=compat))["after"]
     assert rates[False] == rates[True], "CounterFact has nothing to repeat"
+
+
+@pytest.mark.parametrize("dataset", ["counterfact", "zsre"])
+def test_facts_of_the_world_and_a_text_of_python_need_no_file(again, settings, dataset):
+    named = dict(data="world", stats_text="python-docs", stats_tokens=60, dataset=dataset)
+    origin = again(replace(settings, facts=2, **named))["provenance"]
+    sources = origin["identity"]["sources"]
+    assert origin["data"] == {"file": "world", "sha256": sources["data"]}
+    assert origin["facts"] == [fact.id for fact in world.facts(dataset, 2)]
+    assert sources["stats_text"] and origin["statistics_tokens"] >= 60
+    assert "--data world" in origin["command"] and "--stats-text python-docs" in origin["command"]
+
+
+def test_known_facts_alone_are_edited(settings, tmp_path):
+    """Every other record gets a wrong answer, which no model states."""
+    named = atlas.records()[:40]
+    for record in named[::2]:
+        rewrite = record["requested_rewrite"]
+        rewrite["target_true"], rewrite["target_new"] = (
+            rewrite["target_new"],
+            rewrite["target_true"],
+        )
+    path = tmp_path / "half.json"
+    path.write_text(json.dumps(named))
+    loaded = load("atlas-gpt2")
+    half = replace(settings, data=str(path), known=True)
+    ids = run(half, loaded)["provenance"]["facts"]
+    drawn = [fact.id for fact in load_facts("counterfact", seed=0, path=path)]
+    right = {record["case_id"] for record in named[1::2]}
+    assert set(ids) <= right and len(ids) == 5
+    assert ids == sorted(ids, key=drawn.index), "in the order of the seed"
+    with pytest.raises(ConfigError, match="'facts' is 40; the model states .* of the 40 facts"):
+        run(replace(half, facts=40), loaded)
+
+
+def test_a_baseline_learns_from_the_facts_that_are_not_edited(again, settings, monkeypatch):
+    """Also where known facts alone are edited, which need not be the first of the seed."""
+    monkeypatch.setattr(inputs, "known", lambda model, tokenizer, facts: facts[::2])
+    seen, plain = [], runner.trained
+
+    def watched(baseline, task, others, *more):
+        seen.extend(others)
+        return plain(baseline, task, others, *more)
+
+    monkeypatch.setattr(runner, "trained", watched)
+    chosen = replace(settings, method="mend", config=QUICK["mend"], facts=2, known=True)
+    ids = again(chosen, family="llama")["provenance"]["facts"]
+    every = [fact.id for fact in load_facts("counterfact", seed=0, path=settings.data)]
+    assert ids == every[::2][:2] and [fact.id for fact in seen] == [
+        i for i in every if i not in ids
+    ]
 
 
 def test_statistics_stop_at_the_tokens_allowed(again, settings, tokenizers):

@@ -1,10 +1,13 @@
 """Settings of a run: what they accept, what they are known by, and the command for them."""
 
 from dataclasses import replace
+from pydoc_data.topics import topics
 
 import pytest
 
 from ece.baselines import BASELINES, STRATEGIES
+from ece.data import python_docs, world
+from ece.data.schema import digest
 from ece.errors import ConfigError, ModelError
 from ece.experiments.spec import UNKNOWN, Settings, run_id
 
@@ -21,6 +24,10 @@ WRONG = [
     (dict(sha256="0" * 64), "setting 'sha256' .* it needs the setting 'data'"),
     (dict(skip_bad=True), "setting 'skip_bad' is True; it needs the setting 'data'"),
     (dict(dataset="qaedit"), "setting 'data' is None; .* 'qaedit'"),
+    (dict(dataset="qaedit", data="world"), "setting 'data' is 'world'; .* 'qaedit'"),
+    (dict(skip_bad=True, data="world"), "setting 'data' is 'world'; .* are for files"),
+    (dict(known=True), "setting 'known' is True; it needs the setting 'data'"),
+    (dict(known=True, dataset="zsre", data="world"), "setting 'known' is True; records of zsre"),
     (dict(method="x"), "setting 'method' is 'x'; known: ece-as"),
     (dict(dataset="wiki"), "setting 'dataset' is 'wiki'; known: counterfact"),
     (dict(dtype="int8"), "setting 'dtype' is 'int8'"),
@@ -82,6 +89,30 @@ def test_files_count_by_their_content(tmp_path):
     two.write_text("[2]")
     assert Settings(data=str(two)).identity() != first
     assert Settings(data=str(tmp_path / "none")).identity()["sources"]["data"] == UNKNOWN
+
+
+def test_facts_of_the_world_count_by_their_records(monkeypatch):
+    plain, found = Settings(), Settings(data="world").identity()
+    assert found["sources"]["data"] == digest(world.records())
+    assert {**found, "sources": 0} == {**plain.identity(), "sources": 0}, "nothing else differs"
+    monkeypatch.setattr(world, "MOST", 20)  # as if a package held other facts
+    assert Settings(data="world").identity() != found
+    assert Settings(data="world").name != plain.name, "both may stand in one grid"
+
+
+def test_known_is_part_of_the_identity(tmp_path):
+    plain = Settings(data=str(tmp_path / "none"))
+    only = replace(plain, known=True)
+    assert plain.identity()["known"] is False and only.name != plain.name
+    assert only.identity() == plain.identity() | {"known": True}
+
+
+def test_the_text_that_comes_with_python_counts_by_its_content(monkeypatch):
+    settings = Settings(stats_text="python-docs")
+    found = settings.identity()["sources"]["stats_text"]
+    assert found == digest(list(python_docs()))
+    monkeypatch.setitem(topics, "assert", "Another release has other words.")
+    assert settings.identity()["sources"]["stats_text"] != found
 
 
 def test_layers_found_on_the_run_are_no_part_of_the_identity():

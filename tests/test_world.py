@@ -6,7 +6,7 @@ import pytest
 
 from ece import Fact
 from ece.checks import validate
-from ece.data import world
+from ece.data import python_docs, world
 from ece.data.counterfact import facts_from_counterfact
 from ece.errors import DataError
 
@@ -64,6 +64,15 @@ def test_a_seed_gives_the_same_facts_and_another_other_ones(records):
 def test_questions_have_the_schema_of_zsre():
     facts = world.facts("zsre", n=200)
     assert all(fact.neighbours and fact.true and fact.target for fact in facts)
+
+
+def test_the_text_that_comes_with_python_is_prose_and_states_no_fact(facts):
+    texts = list(python_docs())
+    assert texts == list(python_docs()) and sum(len(text.split()) for text in texts) > 30_000
+    paragraphs = [paragraph for text in texts for paragraph in text.split("\n")]
+    assert all(paragraph[-1] in ".:" and ">>>" not in paragraph for paragraph in paragraphs)
+    whole = "\n".join(texts)
+    assert not [fact for fact in facts if fact.text in whole]
 
 
 def test_another_schema_is_refused():

@@ -132,6 +132,11 @@ def read_text(path: str | Path, wanted: str) -> str:
     return found
 
 
+def digest(content) -> str:
+    """Compute the SHA-256 of what is in memory: records or texts."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 def checksum(path: str | Path, expected: str | None = None) -> str:
     """Compute the SHA-256 of a file, and compare it with the one expected, if any."""
     try:

@@ -19,6 +19,7 @@ from ece.data.loading import in_rounds, load_facts
 from ece.errors import DataError
 from ece.facts import Fact
 
+NAME = "world"
 SCHEMAS = ("counterfact", "zsre")
 NEIGHBOURS = 10
 ODD = re.compile(r"[^A-Za-z .'-]")
@@ -83,13 +84,11 @@ def _language(codes: str) -> str:
 
 def _plain(pairs: Iterable[tuple[str, str]]) -> Table:
     """Keep pairs of plain names: one object a subject, ASCII, neither inside the other."""
-    found: dict[str, set[str]] = defaultdict(set)
+    found: Table = {}
     for subject, value in pairs:
-        found[subject].add(value)
-    single = ((s, *values) for s, values in found.items() if len(values) == 1)
-    return {
-        s: v for s, v in single if v and ODD.search(s + v) is None and s not in v and v not in s
-    }
+        found[subject] = value if found.get(subject, value) == value else ""
+    return {s: v for s, v in found.items()
+            if v and s not in v and v not in s and ODD.search(s + v) is None}  # fmt: skip
 
 
 def _subjects(known: dict[str, Table], relation: str) -> list[str]:
@@ -166,7 +165,7 @@ def _zsre(known, holders, wordings: dict, fact: _Triple, new: str, rng) -> dict:
     question, rephrase = (t.replace("{}", fact.subject)
                           for t in wordings[fact.relation]["questions"])  # fmt: skip
     away = rng.choice(sorted(set(known) - {fact.relation}))
-    other = rng.choice(sorted(known[away]))
+    other = rng.choice([*known[away]])
     return {
         "subject": fact.subject, "src": question, "rephrase": rephrase,
         "relation_id": fact.relation, "answers": [new], "alt": fact.object,

@@ -9,15 +9,20 @@ from torch import nn
 
 from ece import Config, Fact, Stats, Strategy, atlas, blend
 from ece.baselines.ece_plus import ends_of_names
+from ece.data import world
 from ece.data.loading import load_facts, records_file
 from ece.data.references import References, load_references, references_file
-from ece.data.schema import checksum, read_lines, read_records
+from ece.data.schema import checksum, read_records
+from ece.data.texts import read_texts
 from ece.errors import ConfigError
+from ece.evaluation.metrics import known
 from ece.evaluation.text_quality import vectorizer
-from ece.experiments.spec import Settings, run_id
+from ece.experiments.spec import Settings, run_id, source_checksum
 from ece.facts import encode
 from ece.storage import load_moments, moments
 
+EMBEDDED = {None: atlas, world.NAME: world}
+"""What needs no file of records, by the setting 'data'."""
 TENTH = 10
 """Of so many facts, one is set aside for tuning."""
 DOCUMENT = 20
@@ -27,34 +32,47 @@ DOCUMENT = 20
 def gather(settings: Settings, progress: Callable | None) -> tuple[list[Fact], References, dict]:
     """Read facts and reference texts (none where no texts are written).
 
-    Also returned are name and SHA-256 of their files, None for what is embedded.
+    Also returned are name and SHA-256 of their files, None for what is embedded. Where only known
+    facts are wanted all come: `stated` chooses.
     """
-    data = records_file(settings.dataset, settings.data, settings.sha256, progress is not None)
+    embedded, count = EMBEDDED.get(settings.data), None if settings.known else settings.facts
+    name = None if embedded else settings.data
+    data = records_file(settings.dataset, name, settings.sha256, progress is not None)
     path = references_file(settings.references, progress is not None)
     references = References({}, None)
     if settings.text_tokens and path is None:
         references = References(texts := atlas.references(), vectorizer(texts))
     elif settings.text_tokens:
-        records = atlas.records(settings.dataset) if data is None else read_records(data)
+        records = embedded.records(settings.dataset) if embedded else read_records(data)
         references = load_references(path, records)
-    sources = {"data": _source(data), "references": _source(path)}
-    return facts(settings, data, settings.facts), references, sources
+    world_sum = settings.world_checksum
+    made = world_sum and {"file": settings.data, "sha256": world_sum}
+    sources = {"data": made or _source(data), "references": _source(path)}
+    return facts(settings, data, count), references, sources
 
 
 def facts(settings: Settings, data: str | Path | None, count: int | None = None) -> list[Fact]:
-    """Draw facts of the data set (None: all); those that the run edits come first."""
-    kind, seed = settings.dataset, settings.seed
-    if data is None:
-        found = atlas.facts(kind, None if settings.part != "all" else count, seed)
+    """Draw facts of the data set (None: all), in the order of the seed."""
+    kind, seed, most = settings.dataset, settings.seed, count if settings.part == "all" else None
+    if embedded := EMBEDDED.get(settings.data):
+        found = embedded.facts(kind, most, seed)
     else:
-        alone = settings.part == "all"
-        found = load_facts(kind, count if alone else None, seed, data, skip_bad=settings.skip_bad)
+        found = load_facts(kind, most, seed, data, skip_bad=settings.skip_bad)
     if settings.part == "all":
         return found
     found = [fact for fact in found if (fact.id % TENTH == 0) == (settings.part == "tune")]
     if count is not None and count > len(found):
         raise ConfigError(f"setting 'facts' is {count}; the part to {settings.part} has "
                           f"{len(found)} facts")  # fmt: skip
+    return found[:count]
+
+
+def stated(model: nn.Module, tokenizer, facts: list[Fact], count: int) -> list[Fact]:
+    """Choose the first `count` facts that the model states; `ConfigError` if these are fewer."""
+    found = known(model, tokenizer, facts)
+    if len(found) < count:
+        raise ConfigError(f"setting 'facts' is {count}; the model states {len(found)} of the "
+                          f"{len(facts)} facts; choose fewer, or leave 'known' out")  # fmt: skip
     return found[:count]
 
 
@@ -73,13 +91,14 @@ def statistics(
     text, path = settings.stats_text, settings.stats
     if path is None and cache is not None:
         parts = [mark, config.layers, config.max_tokens, settings.stats_tokens]
-        name = run_id({"parts": parts, "text": text and checksum(text)})
+        name = run_id({"parts": parts, "text": source_checksum(text)})
         path = Path(cache) / f"stats-{name}.safetensors"
     there, silent = path and Path(path).exists(), text is None and not settings.embedded
     if silent and not there:
         raise ConfigError(
             f"setting 'stats_text' is None; {settings.model} is no embedded model, so name a file "
-            "of plain text for the second moments, or by 'stats' a file that holds them"
+            "of plain text for the second moments or 'python-docs', or by 'stats' a file that has "
+            "them"
         )
 
     def passed(place: str | Path | None, select: Callable | None = None) -> tuple[Stats, str]:
@@ -99,7 +118,7 @@ def statistics(
 def _texts(settings: Settings, tokenizer) -> Iterator[str]:
     """Texts for the second moments, until they have the tokens allowed."""
     if settings.stats_text is not None:
-        texts = read_lines(settings.stats_text)
+        texts = read_texts(settings.stats_text)
     else:
         texts = atlas.corpus(1 + settings.stats_tokens // DOCUMENT)
     left = settings.stats_tokens

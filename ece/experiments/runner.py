@@ -17,7 +17,7 @@ from ece.baselines.trained import trained
 from ece.evaluation.checks import check_lengths
 from ece.evaluation.layer_attribution import chosen_layers
 from ece.evaluation.metrics import Scores, join
-from ece.experiments.inputs import check_writable, facts, gather, statistics
+from ece.experiments.inputs import check_writable, facts, gather, stated, statistics
 from ece.experiments.results import SIX, provenance
 from ece.experiments.scoring import (
     UNMEASURED,
@@ -96,6 +96,8 @@ class Runner:
         self.clock = Counter()
         dtype = getattr(torch, settings.dtype)
         self.model, self.tokenizer = loaded or load(settings.model, settings.device, dtype)
+        if settings.known:
+            self.facts = stated(self.model, self.tokenizer, self.facts, settings.facts)
         check_lengths(self.model, self.tokenizer, self.facts)
         self.mark = fingerprint(self.model)
 
@@ -188,7 +190,8 @@ class Runner:
         baseline, settings = BASELINES[self.settings.method], self.settings
         task = Task(self.model, self.tokenizer, settings.configure(), {})
         if baseline.train is not None:
-            others = facts(settings, settings.data)[len(self.facts) :]
+            edited = set(self.facts)
+            others = [fact for fact in facts(settings, settings.data) if fact not in edited]
             with timed(self.clock, "train"):
                 learned = trained(baseline, task, others, self.cache, self.progress)
             task = replace(task, trained=learned)

