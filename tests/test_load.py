@@ -32,6 +32,8 @@ SIZES = dict(
 )  # fmt: skip
 NO_HEAD = dict(head_dim=None)  # the family derives it
 LOCAL = dict(attention_types=[[["global", "local"], 2]], num_heads=2)
+HALF = dict(encoder_layers=4, decoder_layers=4, encoder_ffn_dim=40, decoder_ffn_dim=40,
+            encoder_attention_heads=2, decoder_attention_heads=2)  # fmt: skip
 MAMBA2 = dict(num_heads=4, expand=2, n_groups=1, state_size=8)
 
 SERVED = {
@@ -98,6 +100,10 @@ REFUSED = {
     "mistral, window": dict(sliding_window=4),
     "phi3, window": dict(sliding_window=4),
     "qwen2, window": dict(use_sliding_window=True, sliding_window=4, max_window_layers=0),
+    # Decoders that are made to read an encoder.
+    "bart": HALF,
+    "marian": HALF,
+    "whisper": HALF,
     # No dense MLP in every block, or no norm at the end.
     "bloom": {},
     "flint": {},
@@ -106,6 +112,7 @@ REFUSED = {
     "mixtral": {},
     "olmo": {},
     "openai-gpt": {},
+    "opt, post": dict(word_embed_proj_dim=16, do_layer_norm_before=False),
     "qwen2_moe": {},
 }
 """Families that would be edited wrongly, or not at all."""

@@ -93,6 +93,9 @@ def check(model: nn.Module) -> None:
     `ModelError`.
     """
     kind, every = model.config.model_type, sites(model)
+    if hasattr(model.config, "encoder_layers"):
+        raise ModelError(f"model type '{kind}': this is half of an encoder-decoder, which reads "
+                         "nothing without the other; ece edits dense decoders")  # fmt: skip
     if len(every) < 2:
         raise ModelError("the model has one block; a value needs a block above it")
     shapes = [[name for name, _ in block.named_modules()] for block in blocks(model)]
