@@ -5,8 +5,9 @@ import re
 from ece.config import Config
 from ece.covariance import Stats
 from ece.descent import Values
-from ece.errors import FactError, StateError, StatsError, check_finite
+from ece.errors import ConfigError, FactError, StateError, StatsError, check_finite
 from ece.facts import Fact, encode, encode_all, target_ids
+from ece.hooks import gain
 from ece.model import room
 from ece.state import PROBE, EditState, check_setting, check_weights
 
@@ -23,6 +24,11 @@ def check_batch(model, tokenizer, facts, stats, state: EditState, config: Config
     if state.moments not in ("", stats.digest):
         raise StateError("these statistics are not those the state began with; use the same ones")
     check_weights(model, state)
+    if state.prepared_for != config and config.layers != state.strategy.entries(config):
+        gains = [gain(model, layer) for layer in config.layers]
+        if None in gains or max(gains) - min(gains) > 0.01 * abs(max(gains)):
+            raise ConfigError(f"setting 'layers' is {config.layers}; here a norm follows the MLPs, "
+                              "so no residual can be spread over layers; give one")  # fmt: skip
 
 
 def check_tokenizer(tokenizer, state: EditState) -> None:

@@ -65,13 +65,9 @@ def checked(cls: type) -> type:
             if isinstance(cause, EditError):  # raised by the class's own __post_init__
                 raise cause from None
             name = names[name] if isinstance(name, int) and name < len(names) else name
-            reason = (
-                first["msg"]
-                .replace("Input should", "it should")
-                .replace(
-                    "Unexpected keyword argument", f"it is no setting; known: {', '.join(names)}"
-                )
-            )
+            reason = first["msg"].replace("Input should", "it should")
+            unknown = f"it is no setting; known: {', '.join(names)}"
+            reason = reason.replace("Unexpected keyword argument", unknown)
             raise ConfigError(f"setting '{name}' is {first['input']!r}; {reason}") from None
 
     made.__init__ = __init__

@@ -3,7 +3,7 @@
 Nothing outside this module asks how a model is built or which way round its weights lie.
 """
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import gcd
 from operator import attrgetter
@@ -22,15 +22,15 @@ BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Structure(NamedTuple):
-    """Attribute paths inside `model.base_model`, found by looking at the modules."""
+    """Attribute paths, found by looking at the modules."""
 
+    base: str
+    """What holds the blocks: the model's base model, or the decoder that this wraps."""
     blocks: str
     down: str
     """The MLP down-projection inside a block."""
     norm: str
     """The norm after the last block."""
-    positions: str | None
-    """The table of position embeddings added to the input, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Site:
 
     layer: int
     module: nn.Module
+    block: nn.Module
 
     @property
     def weight(self) -> Float[Tensor, "model ff"]:
@@ -49,22 +50,20 @@ class Site:
 
 def structure(model: nn.Module) -> Structure:
     """Find the model's parts; `ModelError` says what is missing or there more than once."""
-    base, words, kind = model.base_model, model.get_input_embeddings(), model.config.model_type
-    width, named = getattr(model.config, "hidden_size", None), list(base.named_children())
+    kind, width = model.config.model_type, getattr(model.config, "hidden_size", None)
+    path, base = next((name, m) for name, m in model.named_modules() if m is model.base_model)
+    named = list(base.named_children())
+    while len(named) == 1 and not isinstance(named[0][1], nn.ModuleList):
+        path, named = f"{path}.{named[0][0]}", list(named[0][1].named_children())
     lists = [(len(m), name) for name, m in named if isinstance(m, nn.ModuleList)] or [(0, "")]
-    block = [*getattr(base, max(lists)[1])][:1] if max(lists)[0] else []
+    block = [*dict(named)[max(lists)[1]]][:1] if max(lists)[0] else []
     downs = [path for b in block for path, m in b.named_modules() if _is_down(m, width)]
     norms = [name for name, m in named if getattr(getattr(m, "weight", m), "shape", ()) == (width,)]
-    tables = [name for name, m in named if isinstance(m, nn.Embedding) and m is not words]
-    for what, found, fits in (
-        ("list of blocks with a down-projection", downs, len(downs) == 1),
-        ("final norm", norms, len(norms) == 1),
-        ("table of positions", tables, len(tables) <= 1),
-    ):
-        if not fits:
+    for what, found in (("list of blocks with a down-projection", downs), ("final norm", norms)):
+        if len(found) != 1:
             raise ModelError(f"model type '{kind}': one {what} is needed, found "
                              f"{', '.join(found) or 'none'}; ece edits dense decoders")  # fmt: skip
-    return Structure(max(lists)[1], downs[0], norms[0], tables[0] if tables else None)
+    return Structure(path, max(lists)[1], downs[0], norms[0])
 
 
 def _is_down(module: nn.Module, width: int) -> bool:
@@ -76,21 +75,20 @@ def _is_down(module: nn.Module, width: int) -> bool:
 
 def blocks(model: nn.Module) -> nn.ModuleList:
     """List the model's transformer blocks, in order."""
-    return getattr(model.base_model, structure(model).blocks)
+    parts = structure(model)
+    return getattr(model.get_submodule(parts.base), parts.blocks)
 
 
 def sites(model: nn.Module, layers: tuple[int, ...] | None = None) -> list[Site]:
     """List the down-projections of `layers` (default: all); `ModelError` for a missing layer."""
-    parts = structure(model)
-    every = getattr(model.base_model, parts.blocks)
+    down, every = structure(model).down, blocks(model)
     chosen = range(len(every)) if layers is None else layers
-    wrong = [layer for layer in chosen if not 0 <= layer < len(every)]
-    if wrong:
+    if wrong := [layer for layer in chosen if not 0 <= layer < len(every)]:
         raise ModelError(f"no layer {wrong[0]} in this model; it has layers 0 to {len(every) - 1}")
     try:
-        return [Site(layer, attrgetter(parts.down)(every[layer])) for layer in chosen]
+        return [Site(n, attrgetter(down)(every[n]), every[n]) for n in chosen]
     except AttributeError as error:
-        raise ModelError(f"not every block has '{parts.down}'; ece edits dense decoders") from error
+        raise ModelError(f"not every block has '{down}'; ece edits dense decoders") from error
 
 
 def room(model: nn.Module) -> int:
@@ -100,34 +98,30 @@ def room(model: nn.Module) -> int:
     return min((size for size in sizes if isinstance(size, int) and size > 0), default=2**31)
 
 
-class _Zero(nn.Module):
-    """Stands in for the table of positions where these are in the states already."""
-
-    def forward(self, positions: Tensor, *_, **__) -> Tensor:
-        return torch.zeros((), device=positions.device)
-
-
 @contextmanager
 def between(model: nn.Module, first: int, last: int | None = None, embedded: bool | None = None):
-    """Let `model.base_model` run blocks `first..last` only (last=None: to the end), in the block.
+    """Let the base model run blocks `first..last` only (last=None: to the end), in the block.
 
     With `first > 0`, or `embedded`, it takes states through `inputs_embeds`, positions included;
     with `last` given it returns states before the final norm. The model is whole again afterwards.
     """
-    parts, base = structure(model), model.base_model
-    swaps = {parts.blocks: blocks(model)[first : None if last is None else last + 1]}
-    if last is not None:
-        swaps[parts.norm] = nn.Identity()
-    if parts.positions and (first > 0 if embedded is None else embedded):
-        swaps[parts.positions] = _Zero()
-    before = {name: getattr(base, name) for name in swaps}
-    try:
-        for name, module in swaps.items():
-            setattr(base, name, module)
+    parts, given = structure(model), []
+    base = model.get_submodule(parts.base)
+    some = getattr(base, parts.blocks)[first : None if last is None else last + 1]
+    swaps = [(base, parts.blocks, some)] + [(base, parts.norm, nn.Identity())] * (last is not None)
+    if kinds := vars(base.config).get("layer_types"):  # looked up by a block's place
+        swaps.append((base.config, "layer_types", kinds[first:]))
+    with ExitStack() as undo:
+        for owner, name, part in swaps:
+            undo.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, part)
+        if first > 0 if embedded is None else embedded:
+            # States enter the first block as they are, whatever the base model adds or multiplies.
+            undo.enter_context(base.register_forward_pre_hook(
+                lambda _, __, kw: given.append(kw["inputs_embeds"]), with_kwargs=True))  # fmt: skip
+            undo.enter_context([*some, getattr(base, parts.norm)][0].register_forward_pre_hook(
+                lambda _, arguments: (given.pop(), *arguments[1:])))  # fmt: skip
         yield base
-    finally:
-        for name, module in before.items():
-            setattr(base, name, module)
 
 
 def fingerprint(model: nn.Module, layers: tuple[int, ...] | None = None) -> str:

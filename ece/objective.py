@@ -13,7 +13,7 @@ from torch.nn.functional import kl_div
 
 from ece.config import Config
 from ece.facts import Fact, locate, locate_all, pad, target_ids
-from ece.hooks import add_at, capture, states_at
+from ece.hooks import add_at, capture, gain, measured, states_at
 from ece.model import Site, sites
 
 ESSENCE = "{} is a"  # the prompt after which the distribution should stay as it was
@@ -29,7 +29,7 @@ class Objective:
     """Facts measured together. Each part has `facts` (their numbers), `losses(value)` and
     `take(places)`; see `Whole`."""
     hidden: Float[Tensor, "edit model"]
-    """$h$: the state after `layer` at the bare prompt's subject-last token, float32."""
+    """$h$: the state after `layer` (see `measured`) at the bare prompt's subject-last token."""
     keys: Float[Tensor, "edit ff"]
     """Keys at `layer` (`mix`)."""
     nll: Float[Tensor, " edit"]
@@ -155,18 +155,17 @@ class Reader:
 
     @torch.no_grad()
     def read(self, layer: int, at: int) -> tuple[Tensor, Tensor, "Reader"]:
-        """Keys `[edit, context, ff]` at `layer`, bare prompts' states `[edit, model]` after `at`.
+        """Keys `[edit, context, ff]` at `layer`, bare prompts' `measured` states after `at`.
 
         Layers are read in increasing order; the third part reads the next of them.
         """
         last = torch.tensor([len(row) - 1 for row in self.rows])
         every = torch.arange(len(self.rows))
-        with capture(sites(self.model, (layer,))) as found:
-            states = states_at(self.model, self.rows, max(layer, at))
-        if at < layer:
+        with capture(here := sites(self.model, (layer,))) as found:
             states = states_at(self.model, self.rows, at)
         keys = found[layer][every, last].unflatten(0, (self.edits, -1))
-        return keys, states[every, last].unflatten(0, (self.edits, -1))[:, 0].float(), self
+        states = states[every, last].unflatten(0, (self.edits, -1))[:, 0]
+        return keys, measured(here[0], gain(self.model, layer), keys[:, 0], states), self
 
     def after(self, change: Float[Tensor, "model ff"]) -> "Reader":
         """Go on once `change` was added to the layer just read: the model itself knows."""

@@ -87,10 +87,8 @@ def factorise(
         raise SolveError("the system has non-finite entries; check the statistics and the keys")
     scale = system.diagonal().mean()
     for jitter in JITTERS:
-        lifted = system
-        if jitter:
-            lifted = system.clone()
-            lifted.diagonal().add_(jitter * scale)
+        lifted = system.clone() if jitter else system
+        lifted.diagonal().add_(jitter * scale)
         factor, info = torch.linalg.cholesky_ex(lifted)
         least = float(factor.diagonal().min() ** 2 / scale)
         if int(info) == 0 and least >= FLOOR:
@@ -99,7 +97,6 @@ def factorise(
                               "diagonal), so the update may be huge; set 'ridge', e.g. to 1e-3, or "
                               "take second moments over more tokens", stacklevel=3)  # fmt: skip
             return factor, jitter
-    raise SolveError(
-        f"the system of {len(system)} neurons is not positive definite even with a jitter of "
-        f"{JITTERS[-1]:g} of its mean diagonal; take second moments over more tokens or raise lam"
-    )
+    raise SolveError(f"the system of {len(system)} neurons is not positive definite even with a "
+                     f"jitter of {JITTERS[-1]:g} of its mean diagonal; take second moments over "
+                     "more tokens or raise lam")  # fmt: skip

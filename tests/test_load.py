@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,14 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from conftest import TEXTS, build, same, weights
 from ece import engine, objective
+from ece.baselines.blue import Blue
 from ece.config import Config
 from ece.covariance import second_moment
-from ece.editor import edit_batch
-from ece.errors import EditError, ModelError
-from ece.facts import Fact
+from ece.editor import compute_values, edit_batch
+from ece.engine.loss import head_of
+from ece.errors import ConfigError, EditError, ModelError
+from ece.facts import Fact, locate
+from ece.hooks import add_at, gain, states_at
 from ece.loading import check, load, widen
 from ece.model import fingerprint, sites
 from ece.state import new_state, undo
@@ -28,11 +32,14 @@ SIZES = dict(
 )  # fmt: skip
 NO_HEAD = dict(head_dim=None)  # the family derives it
 LOCAL = dict(attention_types=[[["global", "local"], 2]], num_heads=2)
+HALF = dict(encoder_layers=4, decoder_layers=4, encoder_ffn_dim=40, decoder_ffn_dim=40,
+            encoder_attention_heads=2, decoder_attention_heads=2)  # fmt: skip
 MAMBA2 = dict(num_heads=4, expand=2, n_groups=1, state_size=8)
 
 SERVED = {
     "biogpt": {},
-    "cohere": dict(logit_scale=1.0),
+    "cohere": {},
+    "cohere2": dict(layer_types=["sliding_attention", "full_attention"] * 2),
     "falcon": NO_HEAD,
     "falcon, one after the other": dict(**NO_HEAD, parallel_attn=False),
     "falcon, new": dict(**NO_HEAD, new_decoder_architecture=True),
@@ -43,10 +50,13 @@ SERVED = {
     "gpt_neo": LOCAL,
     "gpt_neox": {},
     "gptj": dict(rotary_dim=4),
-    "granite": dict(attention_multiplier=0.3),
+    "granite": dict(attention_multiplier=0.3, embedding_multiplier=12.0, logits_scaling=8.0,
+                    residual_multiplier=0.22),
     "helium": {},
+    "llama": {},
     "mistral": {},
     "nemotron": {},
+    "opt": dict(word_embed_proj_dim=16),
     "persimmon": {},
     "phi": {},
     "phi3": {},
@@ -55,27 +65,26 @@ SERVED = {
     "stablelm": {},
     "stablelm, parallel": dict(use_parallel_residual=True),
     "starcoder2": {},
-}
+    "xglm": {},
+}  # fmt: skip
 """Families whose edits are right: found by structure, none is named in the package."""
 
-REFUSED = {
-    # What the residual stream or the logits are multiplied with is not seen in the blocks.
-    "cohere": {},
-    "cohere2": {},
-    "ctrl": {},
-    "granite, embeddings": dict(embedding_multiplier=12.0),
-    "granite, logits": dict(logits_scaling=8.0),
-    "granite, residual": dict(residual_multiplier=0.22),
-    "hyperclovax": {},
-    "recurrent_gemma": dict(lru_width=16),
-    # A norm after the MLP: what is added at the down-projection is not what reaches the stream.
+NORMED = {
     "exaone4": {},
     "gemma2": {},
     "gemma2, plain logits": dict(final_logit_softcapping=None),
-    "gemma3_text": {},
+    "gemma3_text": dict(layer_types=["sliding_attention", "full_attention"] * 2),
     "glm4": {},
+    "hyperclovax": dict(residual_multiplier=0.22, embedding_multiplier=3.0, logits_scaling=2.0),
     "olmo2": {},
-    "olmo3": {},
+    "olmo3": dict(layer_types=["sliding_attention", "full_attention"] * 2),
+}
+"""Families with a norm after the MLP: served, one layer at a time."""
+
+REFUSED = {
+    # Inputs multiplied in place, blocks of other kinds.
+    "ctrl": {},
+    "recurrent_gemma": dict(lru_width=16),
     # Positions or earlier tokens reach a token by another way than attention with a mask.
     "falcon, alibi": dict(**NO_HEAD, alibi=True),
     "falcon_mamba": {},
@@ -85,12 +94,16 @@ REFUSED = {
     "mamba2": MAMBA2,
     "mpt": {},
     "rwkv": {},
-    "xglm": {},
     # Windows shorter than a row.
+    "gemma2, window": dict(sliding_window=4),
     "gpt_neo, window": dict(**LOCAL, window_size=4),
     "mistral, window": dict(sliding_window=4),
     "phi3, window": dict(sliding_window=4),
     "qwen2, window": dict(use_sliding_window=True, sliding_window=4, max_window_layers=0),
+    # Decoders that are made to read an encoder.
+    "bart": HALF,
+    "marian": HALF,
+    "whisper": HALF,
     # No dense MLP in every block, or no norm at the end.
     "bloom": {},
     "flint": {},
@@ -99,7 +112,7 @@ REFUSED = {
     "mixtral": {},
     "olmo": {},
     "openai-gpt": {},
-    "opt": dict(word_embed_proj_dim=16),
+    "opt, post": dict(word_embed_proj_dim=16, do_layer_norm_before=False),
     "qwen2_moe": {},
 }
 """Families that would be edited wrongly, or not at all."""
@@ -131,25 +144,34 @@ SETTING = Config(layers=(0, 1, 2), lr=0.1, lam=20.0, ridge=1e-3, clusters=1, ste
                  contexts=1, context_tokens=3)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SERVED)
+ONE = replace(SETTING, layers=(1,))
+
+
+@pytest.mark.parametrize("name", [*SERVED, *NORMED])
 def test_a_family_is_served_rightly(tokenizers, name):
     """The engine's values and gradients are the literal ones; an edit works and is taken back."""
-    model, tokenizer = random_model(name, SERVED[name]), tokenizers["gpt2"]
+    model, tokenizer = random_model(name, {**SERVED, **NORMED}[name]), tokenizers["gpt2"]
+    setting = ONE if name in NORMED else SETTING
     check(model)
-    state, found = new_state(model, tokenizer, SETTING), []
+    state, found = new_state(model, tokenizer, setting), []
     for part in (engine, objective):
-        problem = part.prepare(model, tokenizer, FACTS, state.contexts, SETTING, 1)
+        problem = part.prepare(model, tokenizer, FACTS, state.contexts, setting, 1)
+        nll = problem.nll
         draw = torch.Generator().manual_seed(1)
         leaf = torch.randn(problem.hidden.shape, generator=draw).requires_grad_()
         losses = [sum(chunk.losses(leaf[chunk.facts])[i].sum() for chunk in problem.parts)
                   for i in (0, 1)]  # fmt: skip
         (gradient,) = torch.autograd.grad(sum(losses), leaf)
         found.append((problem.hidden, problem.keys, torch.stack(losses).detach(), gradient))
+        passed = part.reader(model, tokenizer, FACTS, state.contexts, 999).read(1, 1)
+        found[-1] += passed[:2]
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    stats, before = second_moment(model, tokenizer, TEXTS[:3], SETTING.layers), weights(model)
-    after, report = edit_batch(model, tokenizer, FACTS, stats, state, SETTING)
+    stats, before = second_moment(model, tokenizer, TEXTS[:3], setting.layers), weights(model)
+    after, report = edit_batch(model, tokenizer, FACTS, stats, state, setting)
     assert all(norm > 0 for norm in report.norms.values()) and not same(model, before)
+    problem = objective.prepare(model, tokenizer, FACTS, state.contexts, setting, 1)
+    assert problem.nll.mean() < nll.mean()
     undo(model, after)
     assert same(model, before)
 
@@ -161,8 +183,58 @@ def test_a_family_is_refused(name):
         check(model)
 
 
-@pytest.mark.parametrize("name", ["gemma2, plain logits", "glm4", "granite, residual", "mpt",
-                                  "mistral, window", "olmo2"])  # fmt: skip
+@pytest.mark.parametrize("name", ["granite", "opt", *NORMED])
+def test_an_edit_reaches_its_value(tokenizers, name):
+    """With one layer and one fact, the state after the block is the one that was promised."""
+    model, tokenizer = random_model(name, {**SERVED, **NORMED}[name]), tokenizers["gpt2"]
+    setting = replace(ONE, contexts=0, lam=1e-4, ridge=1e-2, scorer="all", clusters=None)
+    state = new_state(model, tokenizer, setting)
+    row, at = locate(tokenizer, FACTS[0].prompt, FACTS[0].subject)
+    stats = second_moment(model, tokenizer, TEXTS[:60], setting.layers)
+    values = compute_values(model, tokenizer, FACTS[:1], state, setting)
+    with add_at(sites(model, (1,))[0], torch.tensor([at]), values.delta):
+        promised = states_at(model, [row], 1)[0, at]
+    before = states_at(model, [row], 1)[0, at]
+    edit_batch(model, tokenizer, FACTS[:1], stats, state, setting, values)
+    reached = states_at(model, [row], 1)[0, at]
+    assert (reached - promised).norm() < 1e-3 * (promised - before).norm()
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_no_residual_is_spread_through_norms(tokenizers, name):
+    """What one layer adds is not what another would have to; values at each layer are fine."""
+    model, tokenizer = random_model(name, NORMED[name]), tokenizers["gpt2"]
+    stats, before = second_moment(model, tokenizer, TEXTS[:3], SETTING.layers), weights(model)
+    with pytest.raises(ConfigError, match="'layers'.*a norm follows the MLPs.*give one"):
+        edit_batch(model, tokenizer, FACTS, stats, new_state(model, tokenizer, SETTING), SETTING)
+    assert same(model, before)
+    setting, found = replace(SETTING, layers=(0, 1), scorer="all"), []
+    for part in (engine, objective):
+        state = new_state(model, tokenizer, setting, Blue())
+        after, report = edit_batch(model, tokenizer, FACTS, stats, state, setting, engine=part)
+        found.append([sites(model, (n,))[0].weight.clone() for n in (0, 1)])
+        undo(model, after)
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["granite", "glm4", "gemma2", "olmo2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_reaches_the_stream_is_measured(monkeypatch, name, dtype):
+    """With weights as a family starts with, too; a wrong measure would not pass the check."""
+    torch.manual_seed(0)
+    changes = {**SIZES, **{**SERVED, **NORMED}[name]}
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[name](**changes))
+    model = model.to(dtype).eval().requires_grad_(False)
+    for layer in range(4):
+        found = gain(model, layer)
+        assert found is None if name in NORMED else abs(found - 0.22) < 1e-3
+    check(model)
+    monkeypatch.setattr("ece.engine.prefix.gain", lambda *_: 1.0)
+    with pytest.raises(ModelError, match="a value in parts differs"):
+        check(model)
+
+
+@pytest.mark.parametrize("name", ["mpt", "mistral, window", "gemma2, window"])
 def test_half_precision_hides_no_fault(name):
     """Rounding is as large there as what a family does otherwise."""
     model = random_model(name, REFUSED[name]).to(torch.bfloat16)
@@ -170,20 +242,10 @@ def test_half_precision_hides_no_fault(name):
         check(model)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "qwen3", "gpt_neox"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3", "gpt_neox", "granite", "opt", *NORMED])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_a_family_is_served_in_every_format(name, dtype):
-    check(random_model(name, SERVED[name]).to(dtype))
-
-
-@pytest.mark.parametrize("name", ["granite, residual", "glm4", "olmo2"])
-def test_weights_as_a_family_starts_with_hide_nothing(name):
-    """Small weights make small differences."""
-    torch.manual_seed(0)
-    changes = {**SIZES, **REFUSED[name]}
-    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[name.split(",")[0]](**changes))
-    with pytest.raises(ModelError, match="not served"):
-        check(model.eval().requires_grad_(False))
+    check(random_model(name, {**SERVED, **NORMED}[name]).to(dtype))
 
 
 def test_a_check_changes_nothing(model):
@@ -199,6 +261,27 @@ def test_weights_that_are_not_finite_are_refused(model):
         check(model)
 
 
+def families() -> str:
+    """The book's table of served families, by what is measured of each."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    plain = {name: changes for name, changes in (SERVED | NORMED).items() if "," not in name}
+    for name, changes in plain.items():
+        model = random_model(name, changes)
+        found, more = gain(model, 1), head_of(model) is not model.get_output_embeddings()
+        stream = {1.0: "as it is", None: "through a norm"}.get(found, "times a constant")
+        key = stream, "scaled or capped" if more else "as the head gives them"
+        rows.setdefault((*key, "several" if found else "one"), []).append(name)
+    lines = [["MLP to residual stream", "logits", "layers per value", "families"], ["---"] * 4]
+    lines += [[*key, ", ".join(names)] for key, names in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def test_the_book_lists_the_families_served():
+    page = Path(__file__).parent.parent / "book" / "reproducing.md"
+    table = families()
+    assert table in page.read_text(encoding="utf-8"), table
+
+
 def test_one_block_is_too_few():
     with pytest.raises(ModelError, match="one block"):
         check(random_model("qwen2", dict(num_hidden_layers=1)))
@@ -207,18 +290,19 @@ def test_one_block_is_too_few():
 # Windows that are longer than what `check` runs.
 
 
-def test_a_fact_longer_than_the_window_is_refused(tokenizers):
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3_text"])
+def test_a_fact_longer_than_the_window_is_refused(tokenizers, name):
     """The engine's mask knows no window: a longer row would be read as a whole."""
-    model, tokenizer = random_model("mistral", dict(sliding_window=24)), tokenizers["gpt2"]
+    model, tokenizer = random_model(name, dict(sliding_window=24)), tokenizers["gpt2"]
     check(model)
-    state = new_state(model, tokenizer, SETTING)
-    stats = second_moment(model, tokenizer, TEXTS[:10], SETTING.layers)
+    state = new_state(model, tokenizer, ONE)
+    stats = second_moment(model, tokenizer, TEXTS[:10], ONE.layers)
     before = weights(model)
     long = [Fact("In New Harbour it is cold and the trade of {} is", "Mira", "Rome")]
     with pytest.raises(EditError, match="model reads 24"):
-        edit_batch(model, tokenizer, long, stats, state, SETTING)
+        edit_batch(model, tokenizer, long, stats, state, ONE)
     assert same(model, before)
-    edit_batch(model, tokenizer, FACTS[1:], stats, state, SETTING)
+    edit_batch(model, tokenizer, FACTS[1:], stats, state, ONE)
 
 
 # Folders.

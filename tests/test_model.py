@@ -8,8 +8,8 @@ from torch import nn
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedConfig,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -55,9 +55,8 @@ def test_an_unknown_family_is_found_by_structure():
 
 
 def test_what_is_missing_is_named(model, family):
-    sizes = dict(vocab_size=50, hidden_size=16, ffn_dim=40, word_embed_proj_dim=16)
-    with pytest.raises(ModelError, match="'opt'.*found none"):
-        sites(OPTForCausalLM(OPTConfig(**sizes, num_hidden_layers=2, num_attention_heads=2)))
+    with pytest.raises(ModelError, match="'mixtral'.*found none"):
+        sites(MixtralForCausalLM(MixtralConfig(**SMALL, num_key_value_heads=1)))
     blocks(model)[2].mlp = nn.Identity()
     with pytest.raises(ModelError, match="not every block"):
         sites(model)

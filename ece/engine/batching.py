@@ -1,6 +1,6 @@
 """Facts made ready for descent: everything below and before their values is run once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from ece.config import Config
 from ece.engine.grouping import ENOUGH, by_length
-from ece.engine.loss import Chunk, likeliest, log_probs, merged, nll_of
+from ece.engine.loss import Chunk, head_of, likeliest, log_probs, merged, nll_of
 from ece.engine.prefix import advance, common, pass_heads, start, through
 from ece.engine.suffix import Upper, joined, lift
 from ece.facts import Fact, locate_all, target_ids
+from ece.hooks import measured
+from ece.model import sites
 from ece.objective import ESSENCE, Objective, mix
 
 
@@ -62,13 +64,14 @@ def prepare(
     lifted, each = list(_lifted(model, rows, layer, config.max_tokens)), rows.each
     spans = [range(i, i + each) for i in range(0, len(rows.ids), each)]
     ends = [each * max(map(rows.after, span)) for span in spans]
-    first, made = [], []
+    first, made, head = [], [], head_of(model)
     for members in map(sorted, by_length(ends, config.max_tokens)):
         upper, keys = _regrouped(lifted, rows, [row for i in members for row in spans[i]])
         targets = [target_ids(tokenizer, facts[i].target) for i in members]
         last = torch.tensor([[rows.after(row) - 1 for row in spans[i]] for i in members])
-        chunk = _chunk(members, upper, last, targets)
-        hidden = upper.hidden[::each, 0].float()
+        chunk = _chunk(members, upper, head, last, targets)
+        bare = keys[::each], upper.hidden[::each, 0]
+        hidden = measured(sites(model, (layer,))[0], upper.gain, *bare)
         with torch.no_grad():
             picked, usual = log_probs(chunk, torch.zeros_like(hidden))
         made.append(replace(chunk, usual=usual))
@@ -88,13 +91,12 @@ def _lifted(model: nn.Module, rows: _Rows, layer: int, max_tokens: int) -> Itera
     own = [at - heads[kind] for at, kind in zip(rows.last, kinds, strict=True)]
     sizes = [(before, rows.after(i)) for i, before in enumerate(own)]
     parts = by_length(sizes, max_tokens)
-    walk = advance(start(model, rows.ids, kinds, rows.last, parts), layer)
-    passed = through(walk)
-    above = pass_heads(passed.walk)[1]
-    for part, keys in zip(passed.walk.parts, passed.parts, strict=True):
+    passed = through(advance(start(model, rows.ids, kinds, rows.last, parts), layer))
+    above = pass_heads(passed.entry)[1]
+    for part, keys in zip(passed.entry.parts, passed.parts, strict=True):
         begin = torch.tensor(own, device=part.rows.device)[part.rows]
         here = keys[torch.arange(len(begin), device=begin.device), begin]
-        yield _Lifted(part.rows, lift(passed.walk, part, above, begin), here)
+        yield _Lifted(part.rows, lift(passed, part, above, begin), here)
 
 
 def _regrouped(
@@ -125,7 +127,9 @@ def _rows(tokenizer, facts: list[Fact], templates: tuple[str, ...]) -> _Rows:
     return _Rows(*map(list, zip(*rows, strict=True)), each)
 
 
-def _chunk(members: list[int], upper: Upper, last: Tensor, targets: list[list[int]]) -> Chunk:
+def _chunk(
+    members: list[int], upper: Upper, head: Callable, last: Tensor, targets: list[list[int]]
+) -> Chunk:
     """Make the chunk of facts `members`, without its usual log-probabilities.
 
     `last[fact, row]` is a row's last token, counted from its subject's last.
@@ -138,4 +142,4 @@ def _chunk(members: list[int], upper: Upper, last: Tensor, targets: list[list[in
     where = (last[:, :-1] - sizes[:, None] + 1)[..., None] + place[:, None]
     parts = (torch.tensor(members), where, filled, share, last[:, -1])
     at, *rest = (part.to(upper.hidden.device) for part in parts)
-    return Chunk(at, upper, *rest)
+    return Chunk(at, upper, head, *rest)

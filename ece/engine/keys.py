@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from ece.engine.grouping import by_length
 from ece.engine.prefix import Passed, Walk, advance, common, rewritten, start, through
 from ece.facts import Fact
+from ece.hooks import measured
+from ece.model import sites
 from ece.objective import subject_rows
 
 
@@ -26,7 +28,7 @@ class Reader:
     ) -> tuple[Float[Tensor, "edit context ff"], Float[Tensor, "edit model"], "Reader"]:
         """Keys of all contexts at `layer`, the bare prompts' states after block `at`, the next.
 
-        Only the bare rows go on to `at`.
+        States are `measured`. Only the bare rows go on to `at`.
         """
         passed = through(advance(self.walk, layer))
         walk = passed.walk
@@ -38,8 +40,9 @@ class Reader:
         bare = advance(walk.only(torch.arange(0, len(keys), each)), at + 1)
         states = torch.cat([part.at_last() for part in bare.parts])
         back = torch.cat([part.rows for part in bare.parts]).argsort()
-        following = replace(self, walk=walk, passed=passed)
-        return keys.unflatten(0, (self.edits, each)), states[back].float(), following
+        keys, site = keys.unflatten(0, (self.edits, each)), sites(walk.model, (layer,))[0]
+        found = measured(site, passed.gain, keys[:, 0], states[back])
+        return keys, found, replace(self, walk=walk, passed=passed)
 
     def after(self, change: Float[Tensor, "model ff"]) -> "Reader":
         """Go on once `change` was added to the layer just read."""

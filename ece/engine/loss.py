@@ -1,13 +1,17 @@
 """The loss of values for a chunk of facts: NLL of the target and KL after the essence prompt."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import kl_div, pad
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from ece.engine.suffix import Upper, joined
+from ece.model import structure
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,8 @@ class Chunk:
     """Which facts of the problem these are."""
     upper: Upper
     """Their rows, fact by fact."""
+    head: Callable[[Tensor], Tensor]
+    """The way from final states to logits (`head_of`)."""
     where: Int[Tensor, "edit context place"]
     """Tokens (counted from the subject's last) that predict the target's tokens."""
     targets: Int[Tensor, "edit place"]
@@ -82,16 +88,48 @@ def log_probs(
 ) -> tuple[Float[Tensor, "edit context place vocab"], Float[Tensor, "edit vocab"]]:
     """Compute log-probabilities at the target's places and at the essence's end, values added.
 
-    The LM head runs at these places only.
+    The LM head runs at these places only, and what the model does behind it.
     """
     edits, contexts, places = chunk.where.shape
     delta = total[:, None].expand(-1, contexts + 1, -1).flatten(0, 1)
     states = chunk.upper.run(delta).unflatten(0, (edits, contexts + 1))
-    head = chunk.upper.model.get_output_embeddings()
     index = chunk.where[..., None].expand(-1, -1, -1, states.shape[-1])
     target = states[:, :-1].gather(2, index)
     essence = states[torch.arange(edits, device=states.device), -1, chunk.end]
+    head = chunk.head
     return head(target).float().log_softmax(-1), head(essence).float().log_softmax(-1)
+
+
+class _Done(nn.Module):
+    """Stands in for the base model where its final states are there already."""
+
+    def __init__(self, states: Float[Tensor, "1 token d"]):
+        super().__init__()
+        self.states = states
+
+    def forward(self, *_, **__) -> BaseModelOutputWithPastAndCrossAttentions:
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.states)
+
+
+@torch.no_grad()
+def head_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Find the way from final states to logits: the LM head, or `logits` where there is more."""
+    head, draw = model.get_output_embeddings(), torch.Generator().manual_seed(0)
+    # Long states, for a scale or a cap on the logits to show in any number format.
+    probe = 64 * torch.randn(2, head.weight.shape[-1], generator=draw).to(head.weight)
+    more = partial(logits, model)
+    return head if torch.equal(head(probe).float(), more(probe).float()) else more
+
+
+def logits(model: nn.Module, states: Float[Tensor, "*place d"]) -> Float[Tensor, "*place vocab"]:
+    """Turn final states into logits as the model does: by its head, and what comes behind it."""
+    path, flat = structure(model).base, states.flatten(0, -2)[None]
+    base = model.get_submodule(path)
+    try:
+        model.set_submodule(path, _Done(flat))
+        return model(inputs_embeds=flat, use_cache=False).logits[0].unflatten(0, states.shape[:-1])
+    finally:
+        model.set_submodule(path, base)
 
 
 def nll_of(

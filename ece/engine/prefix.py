@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ece.facts import pad
-from ece.hooks import capture
+from ece.hooks import capture, gain
 from ece.model import between, sites
 
 Past = list[tuple[Tensor, Tensor]]
@@ -207,6 +207,15 @@ class Passed:
     """The layer's keys at the beginnings' tokens (None: there are none)."""
     parts: list[Float[Tensor, "_ _ ff"]]
     """And at the parts' tokens."""
+    before: Walk
+    """At the layer's own door."""
+    gain: float | None
+    """What the stream gets of the layer's down-projection (`ece.hooks.gain`)."""
+
+    @property
+    def entry(self) -> Walk:
+        """Where values enter: behind the block, or inside it where a norm follows the MLP."""
+        return self.before if self.gain is None else self.walk
 
 
 @torch.no_grad()
@@ -219,18 +228,22 @@ def through(walk: Walk) -> Passed:
         for part in walk.parts:
             parts.append(replace(part, states=run(walk, part, past, layer)))
             keys.append(found[layer])
-    return Passed(replace(walk, layer=layer + 1, heads=heads, parts=parts), begun, keys)
+    passed = replace(walk, layer=layer + 1, heads=heads, parts=parts)
+    return Passed(passed, begun, keys, walk, gain(walk.model, layer))
 
 
 def rewritten(passed: Passed, change: Float[Tensor, "model ff"]) -> Walk:
     """Correct the walk after `change` was added to the down-projection it passed.
 
     The block's other parts see the same input as before: only what the down-projection adds to
-    the stream differs, by `change` times the key.
+    the stream differs, by `change` times the key. Where a norm follows it, the block runs again.
     """
+    if passed.gain is None:
+        return advance(passed.before, passed.walk.layer)
 
     def corrected(states: Tensor, keys: Tensor) -> Tensor:
-        more = (keys.float() @ change.T.to(keys.device)).to(states.device)  # of a spread model
+        more = passed.gain * (keys.float() @ change.T.to(keys.device))
+        more = more.to(states.device)  # of a spread model
         return (states.float() + more).to(states.dtype)
 
     walk, heads = passed.walk, passed.walk.heads

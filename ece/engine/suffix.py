@@ -3,9 +3,11 @@
 A value enters the residual stream at the subject's last token, after block `layer`. By
 causality nothing before that token ever changes, in any block, and nothing below that
 block changes at all. So states at `layer` and the keys and values of earlier tokens are
-computed once, and a descent step runs only the blocks above, from that token on.
+computed once, and a descent step runs only the blocks above, from that token on. Where a norm
+follows the MLP, the value enters before it, and a step runs that block, too.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,18 +16,19 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from ece.engine.prefix import Part, Past, Walk, cached, masked
-from ece.model import between
+from ece.engine.prefix import Part, Passed, Past, Walk, cached, masked
+from ece.hooks import add_at
+from ece.model import between, sites
 
 
 @dataclass(frozen=True)
 class Upper:
-    """Rows ready to run above `layer`, from each row's subject-last token on."""
+    """Rows ready to run above block `layer`, from each row's subject-last token on."""
 
     model: nn.Module
     """The model; between runs it is whole and unchanged."""
     layer: int
-    """The block after which the value enters."""
+    """The last block that is done."""
     hidden: Float[Tensor, "row token d"]
     """States after that block; token 0 is the subject's last."""
     positions: Int[Tensor, "row token"]
@@ -34,6 +37,8 @@ class Upper:
     """Added to the attention scores: earlier tokens, then these."""
     past: Past
     """Keys and values of the earlier tokens, per upper block."""
+    gain: float | None
+    """What the states get of a value; None: it enters at the next block's down-projection."""
 
     @property
     def before(self) -> int:
@@ -42,11 +47,16 @@ class Upper:
 
     def run(self, delta: Float[Tensor, "row d"]) -> Float[Tensor, "row token d"]:
         """Final states (after the last norm) with `delta` added at the subject's last token."""
-        first = (self.hidden[:, :1].float() + delta[:, None]).to(self.hidden.dtype)
+        entry, first = nullcontext(), self.hidden[:, :1]
+        if self.gain is None:
+            site, at = sites(self.model, (self.layer + 1,))[0], torch.zeros_like(self.positions)
+            entry = add_at(site, at[:, 0], delta)
+        else:
+            first = (first.float() + self.gain * delta[:, None]).to(first.dtype)
         cache = DynamicCache()
         for block, (keys, values) in enumerate(self.past, self.layer + 1):
             cache.update(keys, values, block)
-        with between(self.model, self.layer + 1) as base:
+        with entry, between(self.model, self.layer + 1, embedded=True) as base:
             return base(
                 inputs_embeds=torch.cat([first, self.hidden[:, 1:]], 1),
                 attention_mask=self.mask,
@@ -84,12 +94,13 @@ def joined(uppers: list[Upper]) -> Upper:
 
 
 @torch.no_grad()
-def lift(walk: Walk, part: Part, above: Past, begin: Int[Tensor, " row"]) -> Upper:
-    """Make a part ready: its states enter block `walk.layer`; the value enters at `begin`.
+def lift(passed: Passed, part: Part, above: Past, begin: Int[Tensor, " row"]) -> Upper:
+    """Make a part of `passed.entry` ready: the value enters at token `begin`.
 
-    `above`: keys and values of the beginnings from that block on; `begin` counts in the
+    `above`: keys and values of the beginnings from the next block on; `begin` counts in the
     part's own tokens.
     """
+    walk = passed.entry
     before, size = int(begin.max()), int((part.last - begin).max()) + 1
     steps = torch.arange(size, device=begin.device)
     # Pads repeat the row's last state; they come after every real token and are never read.
@@ -107,6 +118,7 @@ def lift(walk: Walk, part: Part, above: Past, begin: Int[Tensor, " row"]) -> Upp
         part.positions.gather(1, at),
         torch.cat([lead, own], 3),
         past,
+        passed.gain,
     )
 
 

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ece.errors import ConfigError
+from ece.errors import ConfigError, ModelError
 from ece.facts import Fact, encode, locate, pad, target_ids
-from ece.hooks import add_at, states_at
+from ece.hooks import add_at, gain, states_at
 from ece.model import sites
 
 SITES = ("subject", "last")
@@ -40,10 +40,13 @@ def swap(
     wanted = torch.tensor(answers, device=device)
     shares = []
     for site in sites(model):
+        if (factor := gain(model, site.layer)) is None:
+            raise ModelError("a norm follows this model's MLPs, so that no state can be set there; "
+                             "trace a model of another family")  # fmt: skip
         # Adding the difference to the MLP's output replaces the block's output there.
         new = states_at(model, rows_b, site.layer)[each, at_b]
         delta = new - states_at(model, rows_a, site.layer)[each, at_a]
-        with add_at(site, at_a, delta):
+        with add_at(site, at_a, delta / factor):
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         shares.append((logits[each, ends].argmax(-1) == wanted).float().mean())
     return torch.stack(shares).cpu()

@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from ece.engine.loss import head_of
 from ece.engine.prefix import common, pass_heads, start, through
 from ece.engine.suffix import lift
 from ece.errors import ModelError
-from ece.hooks import add_at
+from ece.hooks import add_at, measured
 from ece.loading.gguf import WHEELS, resolve
 from ece.model import blocks, sites, structure
 
@@ -103,6 +104,9 @@ def check(model: nn.Module) -> None:
     `ModelError`.
     """
     kind, every = model.config.model_type, sites(model)
+    if hasattr(model.config, "encoder_layers"):
+        raise ModelError(f"model type '{kind}': this is half of an encoder-decoder, which reads "
+                         "nothing without the other; ece edits dense decoders")  # fmt: skip
     if len(every) < 2:
         raise ModelError("the model has one block; a value needs a block above it")
     shapes = [[name for name, _ in block.named_modules()] for block in blocks(model)]
@@ -127,8 +131,8 @@ def check(model: nn.Module) -> None:
 @contextmanager
 def _cut(model: nn.Module, count: int) -> Iterator[None]:
     """Let the model have its first blocks only, and float32 weights, within the block."""
-    base, name = model.base_model, structure(model).blocks
-    every, originals = getattr(base, name), []
+    parts, every, originals = structure(model), blocks(model), []
+    base, name = model.get_submodule(parts.base), parts.blocks
     try:
         setattr(base, name, every[:count])
         for parameter in model.parameters():
@@ -150,19 +154,21 @@ def _gaps(model: nn.Module) -> tuple[float, float]:
     rows = [[token % vocab for token in row] for row in ROWS]
     heads = [len(head) for head in common(rows, list(KINDS), list(SUBJECT))]
     walk = start(model, rows, list(KINDS), list(SUBJECT), [list(range(len(rows)))])
-    passed = through(walk).walk
+    passed = through(walk)
     begin = torch.tensor([at - heads[kind] for at, kind in zip(SUBJECT, KINDS, strict=True)])
-    part = passed.parts[0]
-    upper = lift(passed, part, pass_heads(passed)[1], begin.to(part.rows.device))
-    length = upper.hidden[:, 0].norm(dim=1, keepdim=True)
-    value = torch.randn(*upper.hidden[:, 0].shape, generator=torch.Generator().manual_seed(0))
+    part = passed.entry.parts[0]
+    upper = lift(passed, part, pass_heads(passed.entry)[1], begin.to(part.rows.device))
+    keys = passed.parts[0][torch.arange(len(rows)), begin]
+    hidden = measured(sites(model, (0,))[0], passed.gain, keys, upper.hidden[:, 0])
+    length = hidden.norm(dim=1, keepdim=True)
+    value = torch.randn(*hidden.shape, generator=torch.Generator().manual_seed(0))
     value = value.to(length) * length / 2 / value.norm(dim=1, keepdim=True).to(length)
     own, whole = [], []
     for delta in (torch.zeros_like(value), value):
         states = upper.run(delta)
         ends = [states[i, len(row) - 1 - at]
                 for i, (row, at) in enumerate(zip(rows, SUBJECT, strict=True))]  # fmt: skip
-        own.append(model.get_output_embeddings()(torch.stack(ends)).log_softmax(-1))
+        own.append(head_of(model)(torch.stack(ends)).log_softmax(-1))
         whole.append(_whole(model, rows, delta.to(device)).to(own[-1]))
     spread = (whole[0] - whole[0].mean(-1, keepdim=True)).norm()
     moved = whole[1] - whole[0]
