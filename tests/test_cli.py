@@ -137,7 +137,7 @@ WRONG = [
     ("--sha256 abc", "argument --sha256:", "'data'"),
     ("--method ecce", "argument --method:", "ece-rs"),
     ("--dataset wiki", "argument --dataset:", "counterfact"),
-    ("--model gpt-17", "unknown model 'gpt-17'", "atlas-gpt2"),
+    ("--model gpt-17", "model 'gpt-17' has no preset", "cannot be read"),
     ("--p 1.5", "argument --p:", "less than or equal to 1"),
     ("--own-steps 30", "argument --own-steps:", "at most"),
     ("--layers 2,1", "argument --layers:", "increasing"),
@@ -250,7 +250,7 @@ def test_the_command_lists_its_subcommands(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert all(any(line.split()[:1] == [name] for line in lines) for name in COMMANDS)
     assert main(["frobnicate"]) == 2
-    assert "usage: ece {run,grid,collect,bench,atlas}" in capsys.readouterr().err
+    assert "usage: ece {run,grid,tune,collect,bench,atlas}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "run"])

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ece.errors import EditError, checked
 from ece.evaluation.metrics import KINDS
-from ece.experiments import grid
+from ece.experiments import grid, tune
 from ece.experiments.flags import flags_of, parse, read_options
 from ece.experiments.inputs import check_writable
 from ece.experiments.results import TIMES, ResultError, collect, read_record, write_record
@@ -84,9 +84,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(words: list[str]) -> None:
     """Edit facts by one method, and measure."""
-    first = make_dataclass("First", [("model", str, "atlas-gpt2"), ("method", str, "ece-rs")])
+    decide = ("model", "method", "preset", "batch")  # the defaults of all numbers
+    first = flags_of(Settings, {name: getattr(Settings, name) for name in decide})
     given, _ = parse(first, words, return_unknown_args=True, add_help=False)
-    settings = Settings(given.model, given.method)
+    settings = Settings(**vars(given))
     taken = {own.name for own in fields(Settings)}
     parts = [part for part in (settings.configure(), settings.strategy()) if part is not None]
     plain = {n: v for part in parts for n, v in asdict(part).items() if n not in taken}
@@ -114,6 +115,11 @@ def _grid(words: list[str]) -> None:
     grid.main(read_options(grid.Options, words, "ece grid"))
 
 
+def _tune(words: list[str]) -> None:
+    """Choose settings for a model, and write them as a preset file."""
+    tune.main(words)
+
+
 def _collect(words: list[str]) -> None:
     """Merge finished runs into the tables of results."""
     options = read_options(Collect, words, "ece collect")
@@ -136,7 +142,8 @@ def _atlas(words: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
-    "run": _run, "grid": _grid, "collect": _collect, "bench": _bench, "atlas": _atlas,
+    "run": _run, "grid": _grid, "tune": _tune, "collect": _collect, "bench": _bench,
+    "atlas": _atlas,
 }  # fmt: skip
 
 

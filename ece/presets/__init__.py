@@ -46,7 +46,7 @@ def configure(
     """
     _known("method", method, STRATEGIES)
     model = _model(model_name, depth, batch)
-    found = {**model["config"], **_methods(method), **_own(model, method)}
+    found = {**model["config"], **makes(method), **_own(model, method)}
     strange = sorted(set(overrides) - _names(Config))
     if strange:
         known = ", ".join(sorted(_names(Config)))
@@ -83,7 +83,8 @@ def _known(what: str, name: str, table) -> None:
         raise ConfigError(f"unknown {what} '{name}'; known: {', '.join(table)}")
 
 
-def _methods(method: str) -> dict:
+def makes(method: str) -> dict:
+    """List the numbers that make a method of the editor what it is, on any model."""
     return _read("methods").get(method, {})
 
 
