@@ -119,10 +119,7 @@ def descend(
 
 
 def rates(length: Float[Tensor, " value"], width: int, config: Config) -> Float[Tensor, " value"]:
-    """Give Adam's learning rates in the units of the stream, from the lengths of the states.
-
-    Adam's first step is about `sqrt(width)` times its rate long.
-    """
+    """Give Adam's rates in units of the stream; a first step is about sqrt(width) times as long."""
     unit = torch.ones_like(length) if config.lr_unit == "stream" else length / width**0.5
     return config.lr * unit
 
@@ -181,7 +178,7 @@ def groups_of(objective: Objective, W: Float[Tensor, "model ff"], config: Config
 def two_step(objective: Objective, W: Float[Tensor, "model ff"], config: Config) -> Values:
     """Descend once per cluster, then from there once per fact (Eq 11-13).
 
-    Without clusters every fact descends alone for `config.steps`, from a learned start if any.
+    Without clusters every fact descends alone for `config.steps`.
     """
     if config.clusters is None:
         return descend(objective, config, config.steps, start=objective.start)
