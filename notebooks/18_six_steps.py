@@ -18,9 +18,18 @@
 # takes 25 steps, 20 of them shared by a cluster. **How many steps does a value need, and
 # where should they start?**
 #
-# FOUND
+# **What was found**
 #
-# Everything here runs on SmolLM2-135M, a pretrained model, and on facts of the real world.
+# - Most of the 25 steps are a learning rate that does not know how long the states are. At
+#   the published 0.5 the ten answers of this page have a mean NLL of 0.47 after ten steps; with
+#   a rate of 0.7 times the state it is 0.04 after seven, from the same zero start.
+# - RATES
+# - A start learned from the values of nineteen earlier facts is ahead of zero from the first step on,
+#   by one step at most. The anchor's value, which takes twelve steps to find, begins at an
+#   NLL of 6.6 instead of 7.5.
+# - STARTS
+#
+# Everything here runs on SmolLM2-135M, a pretrained model.
 
 # %% tags=["hide-input"]
 from dataclasses import replace
