@@ -48,7 +48,7 @@ def find_values(model, tokenizer, facts, state: EditState, config, engine) -> Va
         check_finite(f"keys or states at layer {layer}", problem.keys.sum() + problem.hidden.sum())
         phi = None
         if config.shared == "learned":
-            phi = start.features(model, tokenizer, facts, problem.hidden)
+            phi = start.features(model, tokenizer, facts).to(problem.hidden.device)
             begin = start.start(state.learned.get(layer), phi, problem.hidden)
             problem = replace(problem, start=begin)
         values = two_step(problem, sites(model, (layer,))[0].weight, config)

@@ -1,8 +1,8 @@
 r"""A start of the descent learned from the values found so far: ridge regression, as sums.
 
-A value of a fact has much to do with its target and with its state. Eq 12's $U_i$ is here
-$B\,\phi_i$ with features $\phi_i$ of both, and $B$ is fitted to the values of earlier facts. It
-is this book's own: the paper shares a start within a cluster (`Config.shared`).
+A value has much to do with its fact's target. Eq 12's $U_i$ is here $B\,\phi_i$ with the target's
+mean output embedding as the feature $\phi_i$, and $B$ is fitted to the values of earlier facts.
+It is this book's own: the paper shares a start within a cluster (`Config.shared`).
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,7 @@ from torch.nn.functional import normalize
 from ece.errors import ModelError
 from ece.facts import Fact, target_ids
 
-TARGET = 3.0  # weight of the target's feature beside the state's, which tells less
-PENALTY = 10.0  # of the ridge, against features about as long as TARGET
-LENGTH = 0.7  # of the prediction that is used: a start too long cannot be shortened in few steps
+PENALTY = 1 / 3  # of the ridge, against features of length 1
 
 
 @dataclass(frozen=True)
@@ -30,12 +28,12 @@ class Learned:
     r"""The sum of $\phi\,(U+\delta)^T / \lVert h\rVert$, float64."""
 
 
-def features(
-    model: nn.Module, tokenizer, facts: list[Fact], hidden: Float[Tensor, "edit model"]
-) -> Float[Tensor, "edit feature"]:
-    """Describe facts by the mean output embedding of their targets, their states, and a 1.
+def features(model: nn.Module, tokenizer, facts: list[Fact]) -> Float[Tensor, "edit model"]:
+    """Average the output embeddings of each target's tokens, and scale to length 1; float64.
 
-    Float64, `feature` = twice the width + 1. `ModelError` if the model has no output embeddings.
+    The state and a constant as further features made edits worse (measured): what they predict
+    is common to all facts, and so reaches their neighbours. `ModelError` if the model has no output
+    embeddings.
     """
     head = model.get_output_embeddings()
     if head is None:
@@ -45,21 +43,19 @@ def features(
     for fact in facts:
         ids = torch.tensor(target_ids(tokenizer, fact.target), device=head.weight.device)
         rows.append(head.weight[ids].double().mean(0))
-    target = TARGET * normalize(torch.stack(rows).to(hidden.device))
-    state = normalize(hidden.double())
-    return torch.cat([target, state, torch.ones_like(state[:, :1])], 1)
+    return normalize(torch.stack(rows))
 
 
 def start(
     learned: Learned | None, phi: Float[Tensor, "edit feature"], hidden: Float[Tensor, "edit model"]
 ) -> Float[Tensor, "edit model"]:
-    r"""Predict values, $U = B\phi\,\lVert h\rVert$ shortened; zero while nothing was learned."""
+    r"""Predict values, $U = B\phi\,\lVert h\rVert$; zero while nothing was learned."""
     if learned is None:
         return torch.zeros_like(hidden)
     gram = learned.gram.to(phi.device).clone()
     gram.diagonal().add_(PENALTY)
     B = torch.cholesky_solve(learned.cross.to(phi.device), torch.linalg.cholesky(gram))
-    return (LENGTH * phi @ B * hidden.double().norm(dim=1, keepdim=True)).to(hidden)
+    return (phi @ B * hidden.double().norm(dim=1, keepdim=True)).to(hidden)
 
 
 def grown(

@@ -104,12 +104,10 @@ plt.show()
 # Eq 12 starts each fact at a vector $U$ shared by its cluster: the value of the cluster's
 # anchor (Eq 11), found in steps of its own. Two other starts cost no steps. One is zero.
 # The other is *learned*: values of earlier facts tell what a value looks like, given the
-# answer and the state,
+# answer,
 #
 # $$
-# U_i = B\,\phi_i, \qquad
-# \phi_i = \Big(3\,\tfrac{\bar e_i}{\lVert \bar e_i \rVert},\;
-#   \tfrac{h_i}{\lVert h_i \rVert},\; 1\Big),
+# U_i = \lVert h_i \rVert \, B\,\phi_i, \qquad \phi_i = \frac{\bar e_i}{\lVert \bar e_i \rVert},
 # $$
 #
 # with $\bar e_i$ the mean row of the output embedding over the tokens of the new answer.
@@ -119,11 +117,11 @@ plt.show()
 # %%
 before = engine.prepare(model, tokenizer, earlier, templates, config, layer)
 values = descend(before, config, 8)
-phi = start.features(model, tokenizer, earlier, before.hidden)
+phi = start.features(model, tokenizer, earlier)
 bank = start.grown(None, phi, values.delta, before.hidden)
 
 W = sites(model, (layer,))[0].weight
-phi = start.features(model, tokenizer, new, problem.hidden)
+phi = start.features(model, tokenizer, new)
 learned = start.start(bank, phi, problem.hidden)
 starts = {
     "zero": descend(problem, config, 6),

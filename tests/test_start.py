@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge
 from conftest import build, same, weights
 from ece.editor import compute_values, edit_batch
 from ece.sequence import edit_sequence
-from ece.start import LENGTH, PENALTY, features, grown, start
+from ece.start import PENALTY, features, grown, start
 from ece.state import learned, new_state
 from ece.storage import Folder, load_state, run_sequence, save_state
 from ece.strategy import Strategy
@@ -30,7 +30,7 @@ def test_the_start_is_ridge_regression_on_all_values_so_far():
         known = grown(known, phi[part], delta[part], hidden[part])
     lengths = hidden.norm(dim=1, keepdim=True)
     plain = Ridge(PENALTY, fit_intercept=False).fit(phi.numpy(), (delta / lengths).numpy())
-    wanted = LENGTH * plain.predict(phi.numpy()) * lengths.numpy()
+    wanted = plain.predict(phi.numpy()) * lengths.numpy()
     np.testing.assert_allclose(start(known, phi, hidden).numpy(), wanted, rtol=1e-9)
 
 
@@ -41,13 +41,13 @@ def test_nothing_learned_is_a_start_from_zero(model, tokenizer, facts, own):
     torch.testing.assert_close(first.delta, zero.delta, rtol=0, atol=0)
 
 
-def test_features_tell_targets_and_states_apart(model, tokenizer, facts):
-    hidden = torch.randn(len(facts), model.config.hidden_size)
-    phi = features(model, tokenizer, facts, hidden)
-    assert phi.shape == (len(facts), 2 * hidden.shape[1] + 1)
-    same_target = features(model, tokenizer, [replace(facts[0], subject="Nobody")], hidden[:1])
+def test_features_are_those_of_the_target_alone(model, tokenizer, facts):
+    phi = features(model, tokenizer, facts)
+    assert phi.shape == (len(facts), model.config.hidden_size)
+    torch.testing.assert_close(phi.norm(dim=1), torch.ones(len(facts)).double())
+    same_target = features(model, tokenizer, [replace(facts[0], subject="Nobody")])
     torch.testing.assert_close(phi[:1], same_target)
-    assert torch.linalg.matrix_rank(phi) > 1
+    assert not torch.allclose(phi[0], phi[1])
 
 
 def test_values_seen_before_begin_nearer_to_the_target(model, tokenizer, facts, own):
