@@ -22,6 +22,7 @@ from ece.facts import Fact, locate
 from ece.hooks import add_at, gain, states_at
 from ece.loading import check, load, widen
 from ece.model import fingerprint, sites
+from ece.presets import suggest
 from ece.state import new_state, undo
 
 SIZES = dict(
@@ -477,3 +478,16 @@ def test_a_gguf_model_names_what_is_missing(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="junk.gguf"):
         load(tmp_path / "junk.gguf")
     assert not list((tmp_path / "models").glob("*"))
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "opt", "qwen3", "granite", "cohere2"])
+def test_a_first_edit_needs_no_settings_found_for_the_model(tokenizers, name):
+    """Suggested layers and lambda, a rate that goes with the state: the answers become likelier."""
+    model, tokenizer = random_model(name, SERVED[name]), tokenizers["gpt2"]
+    config = Config(**suggest(4, len(FACTS)), clusters=None, steps=8, contexts=1, ridge=1e-3)
+    stats = second_moment(model, tokenizer, TEXTS[:6], config.layers)
+    state = new_state(model, tokenizer, config)
+    _, report = edit_batch(model, tokenizer, FACTS, stats, state, config)
+    assert sum(report.loss_after) < sum(report.loss_before) - 0.5
+    written = compute_values(model, tokenizer, FACTS, new_state(model, tokenizer, config), config)
+    assert written.nll.sum() < sum(report.loss_before)
