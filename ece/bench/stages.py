@@ -109,6 +109,7 @@ STAGES = (
     Stage("cached", "only what changes is run", "memit", FIXED, "single"),
     Stage("memit", "all facts at once", "memit", FIXED),
     Stage("memit-stop", "MEMIT with early stop", "memit", {}),
+    Stage("bfloat16", "passes in bfloat16", "memit", {"passes": "bfloat16"}),
     Stage("ece", "anchors: 20 shared steps, 5 own; chosen neurons", "ece-rs", FIXED, own=OWN),
     Stage("ece-stop", "ECE with early stop", "ece-rs", {"stop": 0.05}, own=OWN),
     Stage("own", "as many own steps, no anchors", "ece-rs", {**FIXED, "shared": "zero"}, own=OWN),
