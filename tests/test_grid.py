@@ -9,7 +9,7 @@ from ece.errors import ConfigError
 from ece.experiments import grid
 from ece.experiments.cli import main
 from ece.experiments.grid import cells
-from ece.experiments.results import read
+from ece.experiments.results import read, source
 from ece.experiments.spec import Settings, run_id
 
 FILE = """
@@ -193,3 +193,31 @@ def test_the_books_grid_is_declared_rightly():
     found = cells(GRID, ["sequential", "small"])
     assert len(found) == 20 and "atlas-llama_ece-rs_counterfact_200x25_s0" in names(found)
     assert json.dumps(read(GRID.parents[1] / "results").runs.name.tolist()).count("8x4") == 2
+
+
+def test_what_other_code_left_half_done_is_not_gone_on_with(file, tmp_path, monkeypatch):
+    """Cells lie in a folder named after the code, which is removed when they are done."""
+    places = []
+
+    def run(settings, work, cache):
+        places.append(work)
+        work.mkdir(parents=True)
+        return record(settings, work, cache)
+
+    monkeypatch.setattr(grid, "run", run)
+    monkeypatch.chdir(tmp_path)
+    main(["grid", str(file), "--only", "*_memit_*s0"])
+    monkeypatch.setattr(grid, "source", lambda: "another")
+    main(["grid", str(file), "--only", "*_memit_*s1"])
+    assert len({place.parent for place in places}) == 2 and places[1].parent.name == "another"
+    assert not any(place.exists() for place in places)
+
+
+def test_the_code_s_hash_is_of_every_file(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "one.py").write_text("a = 1\n")
+    first = source(tmp_path)
+    (tmp_path / "notes.md").write_text("no code\n")
+    assert source(tmp_path) == first
+    (tmp_path / "deep" / "one.py").write_text("a = 2\n")
+    assert source(tmp_path) != first

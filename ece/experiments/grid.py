@@ -5,6 +5,7 @@ other settings, or under `vary` lists of them; its cells are all combinations. W
 on one model stands under `per`, as in `per.atlas-gpt2.memit = { lam = 50.0 }`.
 """
 
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from ece.errors import ConfigError, checked
-from ece.experiments.results import SIX, Results, read, write_record
+from ece.experiments.results import SIX, Results, read, source, write_record
 from ece.experiments.runner import run
 from ece.experiments.spec import UNKNOWN, Settings, run_id
 
@@ -45,7 +46,8 @@ class Options:
     records: str = "_build/cells"
     """Folder to which finished cells are written; `ece collect` merges them into the results."""
     work: str = "_build/grid"
-    """Folder of unfinished cells and of what they share; a grid that is killed goes on there."""
+    """Folder of unfinished cells and of what they share; a grid that is killed goes on there, as
+    long as the code is the same."""
 
 
 def main(options: Options) -> None:
@@ -188,9 +190,10 @@ def _plan(left: list[Settings], found: Results) -> str:
 
 
 def _run(left: list[Settings], options: Options) -> None:
-    work = Path(options.work)
+    work = Path(options.work) / source()
     with tqdm(left, unit="cell", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
         for settings in bar:
             bar.set_description(settings.name)
             path = _record(settings, options)
             write_record(run(settings, work=work / path.stem, cache=work / "cache"), path)
+            shutil.rmtree(work / path.stem, ignore_errors=True)

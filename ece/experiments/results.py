@@ -5,6 +5,7 @@ A folder of results holds `runs.jsonl` (a line per run: settings, times, provena
 same batch by batch). A run's identity is a hash of its settings (`ece.experiments.spec`).
 """
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -277,6 +278,14 @@ def commit(folder: Path = Path(__file__).parents[1]) -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return (revision + ("-dirty" if changed else "")) if tracked else "unknown"
+
+
+def source(folder: Path = Path(__file__).parents[1]) -> str:
+    """Hash the code in `folder`, 16 digits: what other code left half done is not gone on with."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def _git(folder: Path, *arguments: str) -> str:
