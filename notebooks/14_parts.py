@@ -69,7 +69,8 @@ parts = pd.Series(BASE, found.runs.index)
 for setting, names in CHANGES.items():
     parts = found.runs[setting].map(names).fillna(parts)
 runs = found.runs.assign(part=parts)[["run", "part"]]
-cells = found.cells().query("when == 'after'").merge(runs)
+cells = found.cells().drop(columns="part").query("when == 'after'")
+cells = cells.merge(runs)
 names = [BASE, *(n for own in CHANGES.values() for n in own.values())]
 rates = tables.wide(cells, "model", "part", "seed", "clusters")
 rates = rates.sort_values(["model", "part"], key=lambda column: (

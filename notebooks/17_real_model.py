@@ -19,7 +19,20 @@
 # the real world: a Llama of 30 blocks, small enough for two CPU cores. **Does what holds in
 # our world hold there?**
 #
-# FOUND
+# **What was found**
+#
+# - Edits take on a real model, too. After 500 of them MEMIT with history prefers the new
+#   answer to the old one on 97 % of the prompts and 83 % of the paraphrases, and the true answer
+#   on 70 % of the neighbours, where the unedited model does on 73 %.
+# - A stricter count says less: every token of the new answer comes first on 82 % of the
+#   prompts, and on 41 % of the paraphrases.
+# - Nothing that the paper or this book adds is ahead of that. The paper's two steps and chosen
+#   neurons (`ece-rs`) are 4.5 points lower in score, on the one seed that was run. A start
+#   learned from earlier values (`ece-plus`) saves 1.7 of 6.8 steps and is lower at all three seeds, by
+#   0.0 to 1.3 points.
+# - The history of earlier edits brings 0.9 to 1.6 points.
+#
+# One edit also shows what the counts hide: it takes a neighbour along that it should not touch.
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
@@ -81,9 +94,14 @@ state = ece.new_state(model, tokenizer, config)
 state, report = ece.edit_batch(model, tokenizer, [fact], stats, state, config)
 show(*prompts)
 
+# %% [markdown]
+# The new answer comes, in other words too. But the neighbour, which nobody touched, has lost its
+# own: on a small model with moments over little text one fact is easily written too
+# broadly. The way back is exact.
+
 # %%
 state = ece.undo(model, state)
-show(fact.text)
+show(fact.text, fact.neighbours[0])
 
 # %% [markdown]
 # ## Five hundred edits
@@ -106,7 +124,7 @@ show(fact.text)
 # %% tags=["hide-input"]
 cells = found.cells().query("when == 'after'")
 rates = tables.wide(cells, "method").set_index("method")
-unedited = found.cells().query("when == 'pre'")
+unedited = found.cells().query("when == 'pre' and method == 'memit'")
 rates.loc["unedited"] = unedited.groupby("metric").value.mean()
 rates["seeds"] = found.runs.groupby("method").seed.nunique().astype(float)
 TOP = ["efficacy_top1", "generalization_top1"]
@@ -176,3 +194,12 @@ print(tables.origin(sought.runs, unsearched))
 # The last cell asserts what this page has claimed.
 
 # %%
+of = rates.round().astype(float)
+assert of.loc["memit-history", [*RATES[:3], *TOP]].tolist() == [97, 83, 70, 82, 41]
+assert of.specificity["unedited"] == 73
+assert (behind["mean"].round(1)["ece-rs"], rates.seeds["ece-rs"]) == (4.5, 1)
+assert behind.loc["ece-plus", ["low", "high"]].round(1).tolist() == [0.0, 1.3]
+assert behind.loc["memit", ["low", "high"]].round(1).tolist() == [0.9, 1.6]
+assert (behind.verdict == "ahead").all() and len(by_seed) == 3
+assert cost.steps.round(1)["memit-history"] == 6.8
+assert (cost.steps["memit-history"] - cost.steps["ece-plus"]).round(1) == 1.7
