@@ -66,7 +66,7 @@ def show(*prompts):
 # ## One fact, before and after
 #
 # The facts of this page's live cells come from packages that list countries, cities and
-# languages ({py:mod}`ece.data.world`); nothing is downloaded. Of those, take one that the
+# languages (`ece.data.world`); nothing is downloaded. Of those, take one that the
 # model states, and write another answer.
 
 # %%

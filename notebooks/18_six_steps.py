@@ -115,7 +115,7 @@ plt.show()
 #
 # with $\bar e_i$ the mean row of the output embedding over the tokens of the new answer.
 # $B$ is a ridge regression on all values found so far, of which only two sums are kept, so
-# its cost does not grow with the number of edits ({py:mod}`ece.start`).
+# its cost does not grow with the number of edits (`ece.start`).
 
 # %%
 before = engine.prepare(model, tokenizer, earlier, templates, config, layer)
