@@ -89,7 +89,8 @@ from itertools import islice
 from ece.data import python_docs
 
 config = presets.configure("smollm2-135m", "ece-rs", stop=0.05, contexts=0)
-stats = ece.second_moment(model, tokenizer, islice(python_docs(), 12), config.layers)
+texts = islice(python_docs(), 12)
+stats = ece.second_moment(model, tokenizer, texts, config.layers)
 state = ece.new_state(model, tokenizer, config)
 state, report = ece.edit_batch(model, tokenizer, [fact], stats, state, config)
 show(*prompts)
@@ -126,7 +127,7 @@ cells = found.cells().query("when == 'after'")
 rates = tables.wide(cells, "method").set_index("method")
 unedited = found.cells().query("when == 'pre' and method == 'memit'")
 rates.loc["unedited"] = unedited.groupby("metric").value.mean()
-rates["seeds"] = found.runs.groupby("method").seed.nunique().astype(float)
+rates["seeds"] = found.runs.groupby("method").seed.nunique().astype("Int64")
 TOP = ["efficacy_top1", "generalization_top1"]
 tables.table(rates[[*RATES, *TOP, "seeds"]].rename(columns=lambda name: name.replace("_", " ")),
              "After 500 edits, mean over the seeds, %")

@@ -97,7 +97,8 @@ for name, changes in {
 frame = pd.DataFrame(curves).rename_axis("step").reset_index()
 long = frame.melt("step", var_name="rate", value_name="NLL")
 (ax,) = plots.lines(long, "step", "NLL", "rate", ylabel="NLL, nats per token",
-                    by=None, columns=1)
+                    by=None, columns=1,
+                    height=4.2)
 ax.set(xlabel="gradient step", title="")
 plt.show()
 
@@ -139,7 +140,8 @@ frame = pd.DataFrame({n: v.losses.mean(1) for n, v in starts.items()})
 long = frame.rename_axis("step").reset_index().melt(
     "step", var_name="start", value_name="NLL")
 (ax,) = plots.lines(long, "step", "NLL", "start", ylabel="NLL, nats per token",
-                    by=None, columns=1)
+                    by=None, columns=1,
+                    height=4.2)
 ax.set(xlabel="gradient step of each fact's own", title="")
 plt.show()
 
