@@ -92,7 +92,8 @@ config = presets.configure("smollm2-135m", "ece-rs", stop=0.05, contexts=0)
 texts = islice(python_docs(), 12)
 stats = ece.second_moment(model, tokenizer, texts, config.layers)
 state = ece.new_state(model, tokenizer, config)
-state, report = ece.edit_batch(model, tokenizer, [fact], stats, state, config)
+state, report = ece.edit_batch(
+    model, tokenizer, [fact], stats, state, config)
 show(*prompts)
 
 # %% [markdown]
@@ -127,14 +128,17 @@ cells = found.cells().query("when == 'after'")
 rates = tables.wide(cells, "method").set_index("method")
 unedited = found.cells().query("when == 'pre' and method == 'memit'")
 rates.loc["unedited"] = unedited.groupby("metric").value.mean()
-rates["seeds"] = found.runs.groupby("method").seed.nunique().astype("Int64")
+seeds = found.runs.groupby("method").seed.nunique()
+rates["seeds"] = seeds.astype("Int64")
 TOP = ["efficacy_top1", "generalization_top1"]
-tables.table(rates[[*RATES, *TOP, "seeds"]].rename(columns=lambda name: name.replace("_", " ")),
-             "After 500 edits, mean over the seeds, %")
+shown = rates[[*RATES, *TOP, "seeds"]]
+shown.columns = shown.columns.str.replace("_", " ")
+tables.table(shown, "After 500 edits, mean over the seeds, %")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Score after 500 edits, one dot a seed; the bar is the mean.", "name": "fig-real-scores"}, "image": {"alt": "Rows of dots, one row for each method and one dot for each seed, that show the score after 500 edits of SmolLM2. The dots of memit-history lie farthest right, those of ece-rs farthest left."}}
 scores = tables.wide(cells, "method", "seed")
-(ax,) = plots.dots(scores, "score", "method", bar=True, by=None, height=2.4)
+(ax,) = plots.dots(scores, "score", "method", bar=True, by=None,
+                   height=2.4)
 ax.set(xlabel="score, %", title="")
 plt.show()
 
@@ -173,12 +177,14 @@ tables.table(cost, "Per fact", 2)
 # %% tags=["hide-input"]
 tried = sought.cells().query("when == 'after' and metric == 'score'")
 lams = tried[tried.layers == "4,5,6,7,8"]
-shown = lams.pivot_table("value", "method", "lam", sort=False).sort_index(axis=1)
+shown = lams.pivot_table("value", "method", "lam", sort=False)
+shown = shown.sort_index(axis=1)
 tables.table(shown, "Score on the facts set aside, by λ, %")
 
 # %% tags=["hide-input"]
 windows = tried[(tried.method == "memit-history") & (tried.lam == 2000)]
-windows = windows.set_index("layers")[["value"]].rename(columns={"value": "score"})
+windows = windows.set_index("layers")[["value"]]
+windows.columns = ["score"]
 tables.table(windows, "memit-history by its layers, λ = 2000, %")
 
 # %% [markdown]
@@ -196,11 +202,14 @@ print(tables.origin(sought.runs, unsearched))
 
 # %%
 of = rates.round().astype(float)
-assert of.loc["memit-history", [*RATES[:3], *TOP]].tolist() == [97, 83, 70, 82, 41]
+history = of.loc["memit-history", [*RATES[:3], *TOP]]
+assert history.tolist() == [97, 83, 70, 82, 41]
 assert of.specificity["unedited"] == 73
-assert (behind["mean"].round(1)["ece-rs"], rates.seeds["ece-rs"]) == (4.5, 1)
-assert behind.loc["ece-plus", ["low", "high"]].round(1).tolist() == [0.0, 1.3]
-assert behind.loc["memit", ["low", "high"]].round(1).tolist() == [0.9, 1.6]
+gap, ends = behind.round(1), ["low", "high"]
+assert gap.loc["ece-rs", "mean"] == 4.5 and rates.seeds["ece-rs"] == 1
+assert gap.loc["ece-plus", ends].tolist() == [0.0, 1.3]
+assert gap.loc["memit", ends].tolist() == [0.9, 1.6]
 assert (behind.verdict == "ahead").all() and len(by_seed) == 3
 assert cost.steps.round(1)["memit-history"] == 6.8
-assert (cost.steps["memit-history"] - cost.steps["ece-plus"]).round(1) == 1.7
+saved = cost.steps["memit-history"] - cost.steps["ece-plus"]
+assert saved.round(1) == 1.7

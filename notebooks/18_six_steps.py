@@ -96,9 +96,8 @@ for name, changes in {
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean NLL of ten new answers over the steps of the descent, by learning rate. The published rate crawls, because the states of this model are long.", "name": "fig-rates"}, "image": {"alt": "Four falling lines of the mean NLL over ten steps. The line of the published rate of 0.5 falls slowly and is far above the others at step ten; the lines of 0.35, 0.7 and 1.4 times the length of the state are near zero by then."}}
 frame = pd.DataFrame(curves).rename_axis("step").reset_index()
 long = frame.melt("step", var_name="rate", value_name="NLL")
-(ax,) = plots.lines(long, "step", "NLL", "rate", ylabel="NLL, nats per token",
-                    by=None, columns=1,
-                    height=4.2)
+(ax,) = plots.lines(long, "step", "NLL", "rate", by=None, columns=1,
+                    ylabel="NLL, nats per token", height=4.2)
 ax.set(xlabel="gradient step", title="")
 plt.show()
 
@@ -119,7 +118,8 @@ plt.show()
 # its cost does not grow with the number of edits (`ece.start`).
 
 # %%
-before = engine.prepare(model, tokenizer, earlier, templates, config, layer)
+before = engine.prepare(
+    model, tokenizer, earlier, templates, config, layer)
 values = descend(before, config, 8)
 phi = start.features(model, tokenizer, earlier)
 bank = start.grown(None, phi, values.delta, before.hidden)
@@ -131,22 +131,22 @@ starts = {
     "zero": descend(problem, config, 6),
     "learned": descend(problem, config, 6, start=learned),
 }
-for shared in ("anchor", "mean"):  # 12 shared steps, then 6 of each fact's own
+for shared in ("anchor", "mean"):  # 12 shared steps, then 6 own
     setting = replace(config, shared=shared, steps=18, own_steps=6)
-    starts[f"{shared}, after 12 shared steps"] = two_step(problem, W, setting)
+    name = f"{shared}, after 12 shared steps"
+    starts[name] = two_step(problem, W, setting)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean NLL of the ten new answers over a fact's own steps, by start, at the same rate.", "name": "fig-starts"}, "image": {"alt": "Lines of the mean NLL over six own steps for four starts: zero, learned, and the anchor's and the cluster mean's value after twelve shared steps. The learned start begins lowest."}}
 frame = pd.DataFrame({n: v.losses.mean(1) for n, v in starts.items()})
 long = frame.rename_axis("step").reset_index().melt(
     "step", var_name="start", value_name="NLL")
-(ax,) = plots.lines(long, "step", "NLL", "start", ylabel="NLL, nats per token",
-                    by=None, columns=1,
-                    height=4.2)
+(ax,) = plots.lines(long, "step", "NLL", "start", by=None, columns=1,
+                    ylabel="NLL, nats per token", height=4.2)
 ax.set(xlabel="gradient step of each fact's own", title="")
 plt.show()
 
 # %%
-tables.table(frame.T[[0, 1, 3, 6]], "Mean NLL after some of a fact's own steps", 2)
+tables.table(frame.T[[0, 1, 3, 6]], "Mean NLL after own steps", 2)
 
 # %% [markdown]
 # ## Whole edits, by rate
@@ -162,7 +162,7 @@ RATES = ["efficacy", "generalization", "specificity", "score"]
 
 
 def measured(names, *by):
-    """Rates after all edits, steps and seconds of the values, a row a run."""
+    """Rates after all edits, steps, seconds of the values; a row a run."""
     found, missing = grid.results(GRID, names, RESULTS)
     runs = found.runs.set_index("run")
     cells = found.cells().query("when == 'after'")
@@ -172,10 +172,12 @@ def measured(names, *by):
     return rates.assign(steps=steps, seconds=spent), found, missing
 
 
-batch, found, missing = measured(["published", "today"], "lr_unit", "passes")
-batch.index = ["rate as published", "rate by the state", "the same in bfloat16"]
+batch, found, missing = measured(
+    ["published", "today"], "lr_unit", "passes")
+batch.index = [
+    "rate as published", "rate by the state", "the same in bfloat16"]
 tables.table(batch[[*RATES, "steps", "seconds"]],
-             "After 100 edits, %; steps per fact, and seconds for all values")
+             "After 100 edits, %; steps a fact, seconds for all values")
 
 # %% [markdown]
 # ## Whole edits, by start
@@ -189,7 +191,7 @@ tables.table(batch[[*RATES, "steps", "seconds"]],
 begun, more, lacking = measured(["starts"], "shared")
 begun = begun.set_index("shared")
 tables.table(begun[[*RATES, "steps", "seconds"]],
-             "After 300 edits, by start, %; own steps per fact, and seconds for all values")
+            "After 300 edits, %; own steps a fact, seconds for all values")
 
 # %% [markdown]
 # ## Where the numbers come from
@@ -205,8 +207,10 @@ print(tables.origin(more.runs, lacking))
 
 # %%
 at = pd.DataFrame(curves).round(2)
-assert at["0.5, as published"][10] == 0.47 and at["0.7 of the state"][7] == 0.04
+assert at["0.5, as published"][10] == 0.47
+assert at["0.7 of the state"][7] == 0.04
 assert batch.steps.round(1).tolist() == [15.4, 6.5, 6.5]
 assert batch.seconds.round().tolist() == [148, 74, 34]
 assert batch.score.round(1).tolist() == [87.7, 86.5, 86.3]
-assert begun.score[["learned", "zero", "anchor"]].round(1).tolist() == [78.6, 76.3, 73.5]
+scores = begun.score[["learned", "zero", "anchor"]].round(1)
+assert scores.tolist() == [78.6, 76.3, 73.5]
