@@ -16,7 +16,7 @@ from ece.data.schema import checksum
 from ece.errors import SolveError
 from ece.experiments import tune
 from ece.experiments.cli import main
-from ece.experiments.results import SIX
+from ece.experiments.results import SIX, source
 from ece.experiments.spec import Settings, run_id
 from ece.facts import target_ids
 
@@ -240,11 +240,11 @@ def test_an_embedded_model_is_tuned_from_its_facts_to_a_file(monkeypatch, tmp_pa
     monkeypatch.setattr(tune, "alternatives", lambda *_: {"layers": [], "lam": [2.0]})
     small = ("--facts", "2", "--batch", "2", "--stats-tokens", "200", "--method", "memit")
     assert main(["tune", *small]) == 0
-    records = {
-        path.stem: json.loads(path.read_text()) for path in Path("_build/tune").glob("*.json")
-    }
+    work = Path("_build/tune") / source()
+    records = {path.stem: json.loads(path.read_text()) for path in work.glob("*.json")}
     assert 2 <= len(records) <= 3
-    left = {path.name for path in Path("_build/tune").iterdir() if path.is_dir()}
+    assert [path for path in work.parent.iterdir()] == [work], "runs of other code are not read"
+    left = {path.name for path in work.iterdir() if path.is_dir()}
     assert left == {"cache"}, "the folder of a finished run is removed"
     assert all(name == record["provenance"]["run"] for name, record in records.items())
     chosen = Settings(method="memit", facts=2, batch=2, stats_tokens=200, preset="preset.toml")

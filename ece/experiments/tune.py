@@ -21,7 +21,7 @@ from ece.evaluation.causal_tracing import swap
 from ece.evaluation.metrics import KINDS, known
 from ece.experiments.flags import flags_of, parse, text_of
 from ece.experiments.inputs import check_writable, facts, gather
-from ece.experiments.results import commit, read_record, write_record
+from ece.experiments.results import commit, read_record, source, write_record
 from ece.experiments.runner import run
 from ece.experiments.spec import Settings, run_id
 from ece.facts import target_ids
@@ -42,7 +42,7 @@ class Options:
     out: str = "preset.toml"
     """Preset file to write; one that is there is replaced."""
     work: str = "_build/tune"
-    """Folder of the runs: a search that was killed goes on there."""
+    """Folder of the runs: a search that was killed goes on there, with the same code."""
     dry_run: bool = False
     """Print what would be tried, and run nothing."""
 
@@ -60,13 +60,13 @@ def main(words: list[str]) -> None:
     _, _, sources = gather(start, None)  # refuses what the first run would refuse
     mark, traced, note = _traced(start)
     others["layers"] = [layers for layers in traced if layers != first.layers]
-    found: list[dict] = []
+    found, work = [], Path(options.work) / source()
     with tqdm(total=1 + sum(map(len, others.values())), unit="run", file=sys.stderr,
               disable=not sys.stderr.isatty()) as bar:  # fmt: skip
 
         def measure(trial: dict) -> float:
             bar.set_description(_words(trial))
-            after, code = _measured(replace(start, config=trial), mark, Path(options.work))
+            after, code = _measured(replace(start, config=trial), mark, work)
             found.append({n: text_of(v) for n, v in trial.items()} | after | {"commit": code})
             bar.update()
             return after["score"]
