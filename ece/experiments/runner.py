@@ -18,6 +18,7 @@ from ece.evaluation.checks import check_lengths
 from ece.evaluation.layer_attribution import chosen_layers
 from ece.evaluation.metrics import Scores, join
 from ece.experiments.inputs import check_writable, facts, gather, stated, statistics
+from ece.experiments.order import labels, schedule
 from ece.experiments.results import SIX, provenance
 from ece.experiments.scoring import (
     UNMEASURED,
@@ -99,7 +100,17 @@ class Runner:
         if settings.known:
             self.facts = stated(self.model, self.tokenizer, self.facts, settings.facts)
         check_lengths(self.model, self.tokenizer, self.facts)
+        if settings.order != "drawn":
+            self.facts = self._ordered()
         self.mark = fingerprint(self.model)
+
+    def _ordered(self) -> list[Fact]:
+        """Put the facts in their order, the same one for every method."""
+        layers = self.settings.configure().layers
+        scored = replace(self.settings, method="ece-rs", config={"layers": layers}).configure()
+        groups = -(-len(self.facts) // self.settings.batch)
+        found = labels(self.model, self.tokenizer, self.facts, scored, groups)
+        return [self.facts[i] for i in schedule(found, self.settings.order)]
 
     def run(self) -> dict:
         """Write all batches, and measure."""

@@ -21,6 +21,7 @@ from ece.data.schema import checksum, digest
 from ece.data.texts import PYTHON_DOCS, python_docs
 from ece.errors import ConfigError, checked
 from ece.experiments.flags import text_of, words
+from ece.experiments.order import Order
 from ece.experiments.results import SIX
 from ece.loading import depth
 
@@ -59,6 +60,9 @@ class Settings:
     """Leave unusable records of the file out, with a warning."""
     known: bool = False
     """Edit only facts of `data` that the model states before any edit."""
+    order: Order = "drawn"
+    """Order of the facts: as drawn, or by ECE-RS's clusters, as many as there are batches: those
+    of one cluster "together", or each cluster "spread" over all batches."""
     device: str | None = None
     """Where the model goes, as torch names it, or "auto"; without it the CPU."""
     dtype: Dtype = "float32"
@@ -117,6 +121,8 @@ class Settings:
         wrong = [n for n in self.points if n % self.batch or not 0 < n <= self.facts]
         if wrong:
             _fail("points", self.points, f"{wrong[0]} does not end a batch of {self.batch}")
+        if self.order != "drawn" and not self.edits:
+            _fail("order", self.order, f"{self.method} has no layers whose neurons make clusters")
         if self.adaptive and not self.edits:
             _fail("adaptive", self.adaptive, f"{self.method} has no layers to choose")
         self.configure()
@@ -180,6 +186,8 @@ class Settings:
             "part": self.part,
             "points": list(self.points),
             "skip_bad": self.skip_bad,
+            # What came later is stated where it is set: runs stored before keep their names.
+            **({"order": self.order} if self.order != "drawn" else {}),
             "text_tokens": self.text_tokens,
             "text_facts": self.text_facts,
             "stats_tokens": self.stats_tokens if self.edits else None,
@@ -203,6 +211,7 @@ class Settings:
         extra |= {"adaptive": self.adaptive} if self.adaptive else {}
         extra |= {"data": self.data} if self.data == world.NAME else {}
         extra |= {"known": True} if self.known else {}
+        extra |= {"order": self.order} if self.order != "drawn" else {}
         extra |= {"part": self.part} if self.part != "all" else {}
         size = f"{self.facts}x{self.batch}"
         changed = (f"{name}-{value}" for name, value in extra.items())
