@@ -12,7 +12,7 @@ from ece.atlas.batches import Batches, Mixture
 from ece.atlas.masks import HIDDEN, RowMasks, attention_masked, mlp_masked
 from ece.atlas.recipes import RECIPES
 from ece.atlas.records import biographies, corpus, records
-from ece.atlas.tasks import TASKS, held_out, training_item
+from ece.atlas.tasks import TASKS, held_out, training_item, training_piece
 from ece.atlas.text import document
 from ece.atlas.tokenizer import build_tokenizer, check_objects
 from ece.atlas.train import Recipe, architecture, attention_of, loss_of, train
@@ -60,9 +60,9 @@ def test_held_out_templates_never_meet_their_subject_in_training(world):
 
 def test_held_out_task_items_never_train(world):
     rng = random.Random(0)
-    tests = {item.piece().text for task in TASKS for item in held_out(world, task, 100)}
+    tests = {training_piece(item).text for task in TASKS for item in held_out(world, task, 100)}
     assert len(tests) == 100 * len(TASKS)
-    assert not tests & {training_item(world, rng).piece().text for _ in range(3000)}
+    assert not tests & {training_piece(training_item(world, rng)).text for _ in range(3000)}
 
 
 @pytest.mark.parametrize("task", TASKS)

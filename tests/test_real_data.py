@@ -18,6 +18,7 @@ from conftest import build
 from ece.checks import validate
 from ece.data import load_facts, read_records
 from ece.data.loading import CONVERT
+from ece.data.tasks import TASKS, load_items
 from ece.errors import DataError
 from ece.evaluation import check_lengths
 from ece.evaluation.metrics import KINDS, evaluate, questions
@@ -163,3 +164,12 @@ def test_a_few_are_edited_end_to_end(family, dataset, facts):
     for compat in {False, dataset == "zsre"}:
         summary = evaluate(model, tokenizer, facts[:6], compat=compat).summary("accuracy")
         assert all(0 <= summary[kind] <= 100 for kind in KINDS)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_items_of_real_tasks_have_every_label(task):
+    path = Path(FOLDER or "?") / "glue" / f"{task}.json"
+    if not path.is_file():
+        pytest.skip("ECE_REAL_DATA names no folder with records of the tasks")
+    items = load_items(task, path=path)
+    assert {item.label for item in items} == set(range(len(TASKS[task].choices)))

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from ece.atlas.masks import RowMasks
-from ece.atlas.tasks import training_item
+from ece.atlas.tasks import training_item, training_piece
 from ece.atlas.text import Piece, document
 from ece.atlas.world import World
 
@@ -136,7 +136,7 @@ class Batches:
 
     def _document(self, rng: random.Random) -> list[Piece]:
         if rng.random() < self.mixture.tasks:
-            return [training_item(self.world, rng).piece()]
+            return [training_piece(training_item(self.world, rng))]
         return document(self.world, rng)
 
     def _encode(self, piece: Piece) -> Encoded:

@@ -3,12 +3,13 @@
 import numpy as np
 
 from ece.atlas.records import records
-from ece.atlas.tasks import TASKS, Item, held_out
+from ece.atlas.tasks import TASKS, held_out
 from ece.atlas.world import World, build
 from ece.data import facts_from_counterfact
+from ece.data.tasks import Item
+from ece.evaluation.abilities import rates, verdicts
 from ece.evaluation.causal_tracing import swap
 from ece.evaluation.metrics import evaluate, recall
-from ece.evaluation.teacher_forcing import score_answers
 from ece.facts import Fact
 
 RECALL = 98.0
@@ -59,9 +60,4 @@ def swap_effect(model, tokenizer, facts: list[Fact], pairs: int = 200, at: str =
 
 def accuracy(model, tokenizer, items: list[Item]) -> float:
     """Measure the percentage of items whose right choice has the least NLL per token."""
-    pairs = [(item.prompt, choice) for item in items for choice in item.choices]
-    nll = score_answers(model, tokenizer, pairs).nll
-    ends = np.cumsum([len(item.choices) for item in items])[:-1]
-    chosen = [part.argmin() for part in np.split(nll, ends)]
-    right = [item.label == choice for item, choice in zip(items, chosen, strict=True)]
-    return round(100 * float(np.mean(right)), 1)
+    return round(rates(items, verdicts(model, tokenizer, items, write=False))["accuracy"], 1)

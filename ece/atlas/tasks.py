@@ -7,10 +7,10 @@ strangers, who are not in the world, so that no edit and no known fact can answe
 """
 
 import random
-from dataclasses import dataclass
 
 from ece.atlas.text import Piece
 from ece.atlas.world import Triple, World
+from ece.data.tasks import Item
 from ece.errors import DataError
 
 ASPECTS = "film concert meal novel speech garden hotel journey lecture painting".split()
@@ -24,24 +24,10 @@ TRIES = 200
 """Draws per held-out item after which a task counts as exhausted."""
 
 
-@dataclass(frozen=True)
-class Item:
-    """Holds one test item: the prompt, its possible continuations, the index of the right one."""
-
-    task: str
-    prompt: str
-    choices: tuple[str, ...]
-    label: int
-
-    @property
-    def answer(self) -> str:
-        """Take the right continuation."""
-        return self.choices[self.label]
-
-    def piece(self) -> Piece:
-        """Make training text of the item: the prompt and the right continuation."""
-        tail = "" if self.answer.endswith(".") else "."
-        return Piece(self.prompt, f" {self.answer}", tail, only_answer=True)
+def training_piece(item: Item) -> Piece:
+    """Make training text of an item: the prompt and the right continuation."""
+    tail = "" if item.answer.endswith(".") else "."
+    return Piece(item.prompt, f" {item.answer}", tail, only_answer=True)
 
 
 def sentiment(world: World, rng: random.Random) -> Item:

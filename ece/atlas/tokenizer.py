@@ -5,7 +5,7 @@ import random
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ece.atlas.tasks import training_item
+from ece.atlas.tasks import training_item, training_piece
 from ece.atlas.text import document, statement
 from ece.atlas.world import World
 from ece.errors import ConfigError
@@ -50,7 +50,7 @@ def _texts(world: World) -> list[str]:
         for t in world.triples
     ]
     documents = ["".join(p.text for p in document(world, rng)) for _ in range(4000)]
-    items = [training_item(world, rng).piece().text for _ in range(1000)]
+    items = [training_piece(training_item(world, rng)).text for _ in range(1000)]
     return facts + documents + items
 
 

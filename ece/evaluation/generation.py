@@ -51,6 +51,35 @@ def generate(
     return texts
 
 
+@torch.inference_mode()
+def answer(model: nn.Module, tokenizer, prompts: Sequence[str], tokens: int = 20) -> list[str]:
+    """Go on from each prompt greedily, up to `tokens` tokens or a natural stop.
+
+    A stop is the end-of-sequence token, or a line break after the first word. Returned is the new
+    text alone, without blanks around it.
+    """
+    check_texts("prompts", prompts)
+    device, limit = model.get_input_embeddings().weight.device, context_length(model)
+    rows, stop = [encode(tokenizer, prompt) for prompt in prompts], tokenizer.eos_token_id
+    for prompt, row in zip(prompts, rows, strict=True):
+        if not row or (limit is not None and len(row) + tokens > limit):
+            raise DataError(f"prompt {prompt!r} has {len(row)} tokens, and {tokens} more are to "
+                            f"come; the model reads {limit}; shorten it")  # fmt: skip
+    texts: list[str] = [""] * len(rows)
+    with plain_sampling(model):
+        for chunk in _chunks(rows):
+            ids = pad([rows[i] for i in chunk])[0].to(device)
+            given = ids.shape[1]
+            found = model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                max_length=given + tokens, pad_token_id=stop or 0,
+            )  # fmt: skip
+            for i, row in zip(chunk, found[:, given:].tolist(), strict=True):
+                row = row[: row.index(stop)] if stop in row else row
+                texts[i] = decode(tokenizer, row).strip().split("\n")[0].strip()
+    return texts
+
+
 @contextmanager
 def plain_sampling(model: nn.Module) -> Iterator[None]:
     """Take the checkpoint's generation config away, but for special tokens, in the block.

@@ -8,11 +8,13 @@ from pathlib import Path
 from torch import nn
 
 from ece import Config, Fact, Stats, Strategy, atlas, blend
+from ece.atlas.tasks import TASKS as EMBEDDED_TASKS
 from ece.baselines.ece_plus import ends_of_names
 from ece.data import world
 from ece.data.loading import load_facts, records_file
 from ece.data.references import References, load_references, references_file
 from ece.data.schema import checksum, read_records
+from ece.data.tasks import TASKS, Item, load_items
 from ece.data.texts import read_texts
 from ece.errors import ConfigError
 from ece.evaluation.metrics import known
@@ -27,6 +29,8 @@ TENTH = 10
 """Of so many facts, one is set aside for tuning."""
 DOCUMENT = 20
 """Tokens that a document of the embedded corpus has at least, on average."""
+SPARE = 500
+"""Documents of the embedded corpus that the second moments leave over."""
 
 
 def gather(settings: Settings, progress: Callable | None) -> tuple[list[Fact], References, dict]:
@@ -115,18 +119,36 @@ def statistics(
     return stats, {"digest": stats.digest, "texts": digest}
 
 
-def _texts(settings: Settings, tokenizer) -> Iterator[str]:
-    """Texts for the second moments, until they have the tokens allowed."""
+def _texts(settings: Settings, tokenizer, spare: bool = False) -> Iterator[str]:
+    """Texts for the second moments, until they have the tokens allowed; `spare`: those behind."""
     if settings.stats_text is not None:
         texts = read_texts(settings.stats_text)
     else:
-        texts = atlas.corpus(1 + settings.stats_tokens // DOCUMENT)
+        texts = atlas.corpus(1 + SPARE * spare + settings.stats_tokens // DOCUMENT)
     left = settings.stats_tokens
     for text in filter(str.strip, texts):
-        if left <= 0:
+        if (left <= 0) == spare:
+            yield text
+        elif left <= 0:
             return
-        left -= len(encode(tokenizer, text))
-        yield text
+        left -= len(encode(tokenizer, text)) if left > 0 else 0
+
+
+def spare_texts(settings: Settings, tokenizer) -> Iterator[str]:
+    """Texts of the same kind that the second moments have not seen."""
+    return _texts(settings, tokenizer, spare=True)
+
+
+def task_items(settings: Settings) -> dict[str, list[Item]]:
+    """Draw the items of the general-ability tasks, by task."""
+    if settings.tasks is None:
+        world = atlas.build()
+        return {task: atlas.task_items(world, task, settings.items) for task in EMBEDDED_TASKS}
+    found = {}
+    for task in TASKS:
+        path = "hub" if settings.tasks == "hub" else Path(settings.tasks) / f"{task}.json"
+        found[task] = load_items(task, settings.items, settings.seed, path)
+    return found
 
 
 def check_writable(folder: str | Path) -> None:

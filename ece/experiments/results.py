@@ -183,20 +183,22 @@ def long_form(record: Mapping) -> tuple[dict, list[tuple], list[tuple]]:
     line = {**record, **settings, "run": run, "name": origin.pop("name"), "provenance": origin}
     line["settings"] = {name: value for name, value in settings.items() if name not in SIX}
     some = min(settings["text_facts"] or record["facts"], record["facts"])
-    cells = [
-        (run, when, metric, value, ci, some if metric in TEXTS else record["facts"])
-        for when in TIMES
-        for metric, value, ci in _pairs(record[when])
-    ]
+    cells = []
+    for when, rates in ((when, record[when]) for when in TIMES):
+        for metric, value, ci in _pairs(rates):
+            count = some if metric in TEXTS else rates.get(f"{metric}_n", record["facts"])
+            cells.append((run, when, metric, value, ci, count))
     steps = [(step["edited"], when, step[when]) for step in record["batches"] for when in TIMES[1:]]
     steps += [(point["edited"], "so_far", point) for point in record.get("points", ())]
     batches = [(run, end, when, *pair) for end, when, rates in steps for pair in _pairs(rates)]
-    return {name: line[name] for name in LINE}, cells, batches
+    kept = (*LINE, "texts") if "texts" in line else LINE
+    return {name: line[name] for name in kept}, cells, batches
 
 
 def _pairs(rates: Mapping) -> list[tuple]:
     """List (metric, value, half width of its interval or None) of all that was measured."""
-    names = [n for n in rates if not n.endswith("_ci") and n != "edited" and rates[n] is not None]
+    names = [n for n in rates if not n.endswith(("_ci", "_n")) and n != "edited"]
+    names = [name for name in names if rates[name] is not None]
     return [(name, float(rates[name]), rates.get(f"{name}_ci")) for name in names]
 
 

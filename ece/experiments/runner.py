@@ -16,7 +16,7 @@ from ece.baselines.sequence import sequence
 from ece.baselines.trained import trained
 from ece.evaluation.checks import check_lengths
 from ece.evaluation.layer_attribution import chosen_layers
-from ece.evaluation.metrics import Scores, join
+from ece.evaluation.metrics import KINDS, Scores, join
 from ece.experiments.inputs import check_writable, facts, gather, stated, statistics
 from ece.experiments.order import labels, schedule
 from ece.experiments.results import SIX, provenance
@@ -30,6 +30,7 @@ from ece.experiments.scoring import (
     timed,
     unpacked,
 )
+from ece.experiments.side_effects import SideEffects, cases
 from ece.experiments.spec import Settings, run_id
 from ece.model import fingerprint
 from ece.storage import Folder, run_sequence
@@ -122,17 +123,23 @@ class Runner:
         judge = Judge(self.tokenizer, self.settings, self.references, prompts)
         with timed(self.clock, "evaluate"):
             pre = self._before(judge, origin)
-        written, points, done = self._write(session, judge, pre)
+            effects = SideEffects.of(self.settings, self.model, self.tokenizer, self.facts)
+            old_texts = effects.texts_of_cases(self.model, self.facts)
+            beside = effects.measure(self.model, self.facts)
+        written, points, done = self._write(session, judge, pre, effects)
         with timed(self.clock, "evaluate"), session.view(len(self.facts)) as edited:
             after = judge.score(edited, self.facts, pre)
+            late = effects.measure(edited, self.facts)
+            new_texts = effects.texts_of_cases(edited, self.facts)
         stages = dict.fromkeys((*SECONDS, *self.clock))
         return {
             **{name: getattr(self.settings, name) for name in SIX},
-            "pre": judge.rates(pre),
+            "pre": judge.rates(pre) | beside,
             "at_write": judge.rates(join(written) if self.settings.at_write else UNMEASURED),
-            "after": judge.rates(after),
+            "after": judge.rates(after) | late,
             "batches": judge.steps(written, after, self.settings.batch),
             **({"points": points} if self.settings.points else {}),
+            **({"texts": cases(self.facts, old_texts, new_texts)} if old_texts else {}),
             "edit": done,
             "seconds": {stage: round(self.clock[stage], 3) for stage in stages},
             "provenance": origin,
@@ -221,7 +228,7 @@ class Runner:
 
         return Session(task.numbers, write, view)
 
-    def _write(self, session: Session, judge: Judge, pre: Scores):
+    def _write(self, session: Session, judge: Judge, pre: Scores, effects: SideEffects):
         """Write all batches; returns scores at write, rates at the points, and what was done."""
         done: dict[int, Measured] = {}
 
@@ -235,7 +242,10 @@ class Runner:
                     scores = judge.score(edited, part, pre.part(first, end))
                 if end in self.settings.points:
                     whole = judge.score(edited, self.facts[:end], pre.part(0, end), texts=False)
+                    first = judge.rates(whole.part(0, self.settings.batch), (*KINDS, "score"))
                     point = {"edited": end, **judge.rates(whole)}
+                    point |= {f"first_{name}": rate for name, rate in first.items()}
+                    point |= effects.measure(edited, self.facts[:end])
             done[number] = Measured(scores, own["evaluate"], point)
             if self.folder is not None:
                 done[number].save(self.folder, number)

@@ -25,6 +25,7 @@ from ece.experiments.order import Order
 from ece.experiments.results import SIX
 from ece.loading import depth
 
+Also = Literal["abilities", "drift", "answers", "probes"]
 Dtype = Literal["float32", "float64", "float16", "bfloat16"]
 Matmul = Literal["highest", "high", "medium"]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -77,6 +78,19 @@ class Settings:
     """Measure each batch as soon as it is written, too, and not only at the end."""
     points: tuple[int, ...] = ()
     """Numbers of edits, ends of batches, at which all facts so far are measured as well."""
+    also: tuple[Also, ...] = ()
+    """What else to measure before any edit, at `points` and at the end: the six general
+    "abilities", the "drift" on text and neighbours, free "answers", and "probes" of what an edit
+    means; on the first `also_facts` facts, where facts are asked."""
+    also_facts: Count = 100
+    """Facts that `also` asks for, the first of the sequence."""
+    tasks: str | None = None
+    """Items of "abilities": a folder of <task>.json files, or "hub" (by the package datasets);
+    without it those of the embedded world."""
+    items: Count = 50
+    """Items of each ability."""
+    cases: OrNone = 0
+    """Facts whose free texts, before and at the end, the record keeps; the first."""
     adaptive: OrNone = 0
     """Number of edit layers to choose by attribution on these facts; 0: those of the preset."""
     references: str | None = None
@@ -107,6 +121,7 @@ class Settings:
             ("sha256", "data", "name the file of records"),
             ("skip_bad", "data", "name the file of records"),
             ("known", "data", "name a file of records, or 'world'"),
+            ("tasks", "also", "measure 'abilities'"),
         ):
             if getattr(self, name) and not getattr(self, needed):
                 _fail(name, getattr(self, name), f"it needs the setting '{needed}'; {remedy}")
@@ -118,6 +133,12 @@ class Settings:
             _fail(
                 "data", self.data, f"there are no embedded '{self.dataset}'; name a file of records"
             )
+        if "abilities" in self.also and self.tasks is None and not self.embedded:
+            _fail("tasks", None, f"{self.model} does not know the embedded world; name a folder of "
+                  "the tasks' records, or 'hub'")  # fmt: skip
+        if "drift" in self.also and self.stats_text is None and not self.embedded:
+            _fail("also", self.also, "drift needs 'stats_text', of which it reads what the second "
+                  "moments leave over")  # fmt: skip
         wrong = [n for n in self.points if n % self.batch or not 0 < n <= self.facts]
         if wrong:
             _fail("points", self.points, f"{wrong[0]} does not end a batch of {self.batch}")
@@ -186,13 +207,23 @@ class Settings:
             "part": self.part,
             "points": list(self.points),
             "skip_bad": self.skip_bad,
-            # What came later is stated where it is set: runs stored before keep their names.
-            **({"order": self.order} if self.order != "drawn" else {}),
+            **self._later(),
             "text_tokens": self.text_tokens,
             "text_facts": self.text_facts,
             "stats_tokens": self.stats_tokens if self.edits else None,
             "sources": {"model": model, **sources},
         } | {"model": self.short}
+
+    def _later(self) -> dict:
+        """State later settings only where they are set: runs stored before keep their names."""
+        found = {"order": self.order} if self.order != "drawn" else {}
+        if self.also:
+            found |= {"also": sorted(self.also), "also_facts": self.also_facts}
+        if "abilities" in self.also:
+            files = sorted(Path(self.tasks).glob("*.json")) if self.tasks else []
+            tasks = [checksum(file) for file in files] or self.tasks
+            found |= {"items": self.items, "tasks": tasks}
+        return found | ({"cases": self.cases} if self.cases else {})
 
     @property
     def short(self) -> str:
