@@ -8,9 +8,9 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from ece.data.tasks import TASKS, Item, load_items
+from ece.data.tasks import TASKS, load_items
 from ece.errors import DataError
-from ece.evaluation.abilities import Verdicts, named_first, rates, verdicts
+from ece.evaluation.abilities import Item, Verdicts, named_first, rates, verdicts
 from ece.facts import encode, target_ids
 
 SENTENCE = {"sentence": "a {tall} building", "label": 1}

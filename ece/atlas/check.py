@@ -6,8 +6,7 @@ from ece.atlas.records import records
 from ece.atlas.tasks import TASKS, held_out
 from ece.atlas.world import World, build
 from ece.data import facts_from_counterfact
-from ece.data.tasks import Item
-from ece.evaluation.abilities import rates, verdicts
+from ece.evaluation.abilities import Item, rates, verdicts
 from ece.evaluation.causal_tracing import swap
 from ece.evaluation.metrics import evaluate, recall
 from ece.facts import Fact

@@ -10,8 +10,8 @@ import random
 
 from ece.atlas.text import Piece
 from ece.atlas.world import Triple, World
-from ece.data.tasks import Item
 from ece.errors import DataError
+from ece.evaluation.abilities import Item
 
 ASPECTS = "film concert meal novel speech garden hotel journey lecture painting".split()
 FRAMES = [

@@ -7,28 +7,13 @@ Prompts are those of the published harness, without its slips: it adds a second 
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from ece.data.schema import BadRecord, convert, read_records, text, texts, value
 from ece.errors import DataError
-
-
-@dataclass(frozen=True)
-class Item:
-    """Holds one test item: the prompt, its possible continuations, the index of the right one."""
-
-    task: str
-    prompt: str
-    choices: tuple[str, ...]
-    label: int
-
-    @property
-    def answer(self) -> str:
-        """Take the right continuation."""
-        return self.choices[self.label]
+from ece.evaluation.abilities import Item
 
 
 class Form(NamedTuple):

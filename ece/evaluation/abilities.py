@@ -2,18 +2,33 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 from sklearn.metrics import f1_score
 
-from ece.data.tasks import Item
 from ece.evaluation.generation import answer
 from ece.evaluation.teacher_forcing import score_answers
 
 WRITTEN = 5
 """Tokens of text in which a choice is looked for, as in the published harness."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """Holds one test item: the prompt, its possible continuations, the index of the right one."""
+
+    task: str
+    prompt: str
+    choices: tuple[str, ...]
+    label: int
+
+    @property
+    def answer(self) -> str:
+        """Take the right continuation."""
+        return self.choices[self.label]
 
 
 class Verdicts(NamedTuple):

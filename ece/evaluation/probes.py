@@ -33,11 +33,11 @@ class Probes(NamedTuple):
 
 def probe(model, tokenizer, facts: Sequence[Fact]) -> Probes:
     """Put both probes to the model for each fact."""
-    asked = [fact for fact in facts if fact.true]
-    denied = [DENIED.format(prompt=fact.text) for fact in asked]
-    pairs = [(text, word) for text, fact in zip(denied, asked, strict=True)
+    posed = [fact for fact in facts if fact.true]
+    denied = [DENIED.format(prompt=fact.text) for fact in posed]
+    pairs = [(text, word) for text, fact in zip(denied, posed, strict=True)
              for word in (fact.target, fact.true)]  # fmt: skip
-    checks = [(CHECKED.format(prompt=fact.text, answer=word), verdict) for fact in asked
+    checks = [(CHECKED.format(prompt=fact.text, answer=word), verdict) for fact in posed
               for word in (fact.target, fact.true) for verdict in (YES, NO)]  # fmt: skip
     nll = score_answers(model, tokenizer, [*pairs, *checks]).nll
     new, old = nll[: len(pairs)].reshape(-1, 2).T

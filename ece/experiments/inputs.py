@@ -14,9 +14,10 @@ from ece.data import world
 from ece.data.loading import load_facts, records_file
 from ece.data.references import References, load_references, references_file
 from ece.data.schema import checksum, read_records
-from ece.data.tasks import TASKS, Item, load_items
+from ece.data.tasks import TASKS, load_items
 from ece.data.texts import read_texts
 from ece.errors import ConfigError
+from ece.evaluation.abilities import Item
 from ece.evaluation.metrics import known
 from ece.evaluation.text_quality import vectorizer
 from ece.experiments.spec import Settings, run_id, source_checksum

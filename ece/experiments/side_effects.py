@@ -8,8 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from ece import Fact
-from ece.data.tasks import Item
-from ece.evaluation.abilities import rates, verdicts
+from ece.evaluation.abilities import Item, rates, verdicts
 from ece.evaluation.answers import exact, normal, token_f1
 from ece.evaluation.drift import Drift, openings, perplexity
 from ece.evaluation.generation import answer, generate
@@ -53,7 +52,7 @@ class SideEffects:
         return cls(settings, tokenizer, items, texts, Drift.of(model, texts[:COMPARED]), near)
 
     def measure(self, model, facts: list[Fact]) -> Rates:
-        """Measure the model as it is; of `facts`, the ones edited, the first are asked for."""
+        """Measure the model as it is; where facts are needed, on the first of those edited so far."""
         some, found = facts[: self.settings.also_facts], {}
         for part in self.settings.also:
             found |= self._parts[part](model, some)

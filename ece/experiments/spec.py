@@ -81,7 +81,7 @@ class Settings:
     also: tuple[Also, ...] = ()
     """What else to measure before any edit, at `points` and at the end: the six general
     "abilities", the "drift" on text and neighbours, free "answers", and "probes" of what an edit
-    means; on the first `also_facts` facts, where facts are asked."""
+    means; where these need facts, the first `also_facts` of the sequence."""
     also_facts: Count = 100
     """Facts that `also` asks for, the first of the sequence."""
     tasks: str | None = None
