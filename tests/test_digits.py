@@ -32,7 +32,7 @@ STORED = Path(__file__).with_name("digits.json")
 CELLS = json.loads(STORED.read_text(encoding="utf-8")) if STORED.is_file() else {}
 FACTS, BATCH, SEED, TOKENS = 12, 6, 2, 5000
 MODELS = ("atlas-gpt2", "atlas-gptj", "atlas-llama")
-TRAINED = {"mend": {"steps": 6}, "serac": {"steps": 6}, "serac-seen": {"steps": 6}}
+RUNNER = {"mend": {"steps": 6}, "serac": {"steps": 6}, "serac-seen": {"steps": 6}, "retrieval": {}}
 RATES = ("efficacy", "generalization", "specificity")
 CLUSTERED = {"clusters": 2}
 """Six facts have no more than six clusters: here phase 1 is really shared."""
@@ -94,8 +94,8 @@ def cell(name: str) -> dict:
         view, found["steps"] = edited(network, tokenizer, facts, model, method, bool(clustered))
         with view as used:
             rates = evaluate(used, tokenizer, facts).summary(MEASURE[dataset])
-    elif method in TRAINED:
-        rates = trained(network, tokenizer, model, method, dataset)
+    elif method in RUNNER:
+        rates = by_runner(network, tokenizer, model, method, dataset)
     else:
         task = Task(network, tokenizer, presets.numbers(model, method), {})
         sequence(BASELINES[method], task, facts, BATCH)
@@ -118,10 +118,10 @@ def edited(network, tokenizer, facts: list[Fact], model: str, method: str, clust
     return strategy.view(network, remembered), round(steps, 4)
 
 
-def trained(network, tokenizer, model: str, method: str, dataset: str) -> dict:
-    """Rates of a method that learns first, by the whole runner."""
+def by_runner(network, tokenizer, model: str, method: str, dataset: str) -> dict:
+    """Rates of a method that learns first or has a memory, by the whole runner."""
     settings = Settings(model=model, method=method, dataset=dataset, facts=FACTS, batch=BATCH,
-                        seed=SEED, stats_tokens=TOKENS, config=TRAINED[method])  # fmt: skip
+                        seed=SEED, stats_tokens=TOKENS, config=RUNNER[method])  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         return run(settings, loaded=(network, tokenizer), cache=folder)["after"]
 

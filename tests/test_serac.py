@@ -11,7 +11,8 @@ from ece.baselines import training as fitting
 from ece.baselines.base import Task, wordings
 from ece.baselines.serac import answer as serac_answer
 from ece.baselines.serac import scope as serac_scope
-from ece.baselines.serac.train import Serac, train, view
+from ece.baselines.serac.train import Serac, train
+from ece.baselines.serac.view import view
 from ece.baselines.trained import trained
 from ece.errors import ConfigError, StateError
 from ece.evaluation.generation import generate

@@ -16,9 +16,12 @@ from ece.baselines.mend.edit import edit as transform
 from ece.baselines.mend.edit import train as train_mend
 from ece.baselines.prune import Prune
 from ece.baselines.rect import Rect
+from ece.baselines.retrieval import Retrieval
+from ece.baselines.retrieval import view as recalled
 from ece.baselines.rome import Rome
-from ece.baselines.serac.train import Serac, view
+from ece.baselines.serac.train import Serac
 from ece.baselines.serac.train import train as train_serac
+from ece.baselines.serac.view import view
 from ece.strategy import Strategy
 
 __all__ = ["BASELINES", "STRATEGIES", "Baseline", "Task", "Weights"]
@@ -47,5 +50,6 @@ BASELINES: dict[str, Baseline] = {
     "serac-seen": Baseline(
         Serac, dict(seen=True), train=train_serac, view=view, late=("threshold",)
     ),
+    "retrieval": Baseline(Retrieval, {}, view=recalled),
 }
 """Methods beside the editor: name -> what they do."""

@@ -22,7 +22,7 @@ COLOURS = (
     {"ece-as": ORANGE, "ece-wi": SKY, "ece-rs": GREEN, "ece-plus": RED, "memit": BLUE}
     | {"memit-history": PINK, "alphaedit": YELLOW, "paper": BLACK, "pre": GREY}
     | {"blue": "#332288", "rect": "#882255", "prune": "#CC6677", "rome": "#AA4499"}  # Tol's muted
-    | {"mend": "#44AA99", "serac": "#6699CC", "serac-seen": "#1A3A5C"}
+    | {"mend": "#44AA99", "serac": "#6699CC", "serac-seen": "#1A3A5C", "retrieval": "#8C6D31"}
     | {"ft-l": "#DDCC77", "ft-w": "#999933", "ft-m": "#661100"}
 )
 """The colour of each method, of the paper's own numbers, and of the model before any edit."""

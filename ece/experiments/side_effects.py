@@ -52,7 +52,7 @@ class SideEffects:
         return cls(settings, tokenizer, items, texts, Drift.of(model, texts[:COMPARED]), near)
 
     def measure(self, model, facts: list[Fact]) -> Rates:
-        """Measure the model as it is; where facts are needed, on the first of those edited so far."""
+        """Measure the model as it is; what needs facts takes the first of those edited so far."""
         some, found = facts[: self.settings.also_facts], {}
         for part in self.settings.also:
             found |= self._parts[part](model, some)

@@ -15,7 +15,6 @@ from pydantic import Field
 from ece.baselines.base import Task, Weights, identity
 from ece.baselines.serac import answer as serac_answer
 from ece.baselines.serac import scope as serac_scope
-from ece.baselines.serac.view import View
 from ece.baselines.training import fit
 from ece.config import Count, NotNegative, Positive, Seed
 from ece.errors import ConfigError, checked
@@ -83,11 +82,6 @@ def train(
         trained |= {f"{name}.{key}": value for key, value in found.items()}
         before += job[2]
     return trained
-
-
-def view(task: Task, facts: list[Fact]) -> View:
-    """Give the model to use once `facts` are in the memory; of equal prompts the last holds."""
-    return View(task, facts)
 
 
 def _shifted(progress: Callable | None, before: int, total: int) -> Callable | None:

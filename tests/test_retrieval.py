@@ -1,0 +1,69 @@
+"""Retrieval: a prompt like that of an edit is answered after the edit's sentence."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ece.baselines import BASELINES, Task
+from ece.errors import ConfigError
+from ece.evaluation.generation import generate
+from ece.evaluation.metrics import evaluate
+from ece.evaluation.teacher_forcing import score_answers
+from ece.facts import encode, target_ids
+
+RETRIEVAL = BASELINES["retrieval"]
+
+
+@pytest.fixture
+def task(model, tokenizer):
+    return Task(model, tokenizer, RETRIEVAL.configure("retrieval"), {})
+
+
+def test_a_prompt_in_scope_is_answered_after_the_edits_sentence(task, facts):
+    view, tokenizer = RETRIEVAL.view(task, facts), task.tokenizer
+    found = score_answers(view, tokenizer, [(fact.text, fact.target) for fact in facts]).nll
+    for nll, entry, fact in zip(found, view.entries, facts, strict=True):
+        assert entry == encode(tokenizer, f"{fact.text} {fact.target}.\n")
+        answer = target_ids(tokenizer, fact.target)
+        ids = [*entry, *tokenizer(fact.text, add_special_tokens=False)["input_ids"], *answer]
+        with torch.no_grad():
+            logs = task.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        first = len(ids) - len(answer) - 1
+        slow = -sum(float(logs[first + k, token]) for k, token in enumerate(answer)) / len(answer)
+        assert nll == pytest.approx(slow, abs=1e-4)
+
+
+def test_other_texts_are_the_models_own(task, facts):
+    view, other = RETRIEVAL.view(task, facts), ["Quite another matter", "Bread and butter please"]
+    pairs = [(text, "Rome") for text in other]
+    mine, own = (score_answers(m, task.tokenizer, pairs) for m in (view, task.model))
+    assert mine.nll.tolist() == own.nll.tolist()
+    texts = [generate(m, task.tokenizer, other, 12) for m in (view, task.model)]
+    assert texts[0] == texts[1]
+
+
+def test_an_unknown_subject_is_out_of_scope_and_a_high_threshold_ends_it(task, facts):
+    fact = facts[0]
+    stranger = fact.prompt.format("Xyzzyqua Plughmore Frobnitz")
+    rows = [encode(task.tokenizer, text) for text in (fact.text, stranger)]
+    assert RETRIEVAL.view(task, facts).route(rows).tolist() == [0, -1]
+    closed = replace(task, numbers=RETRIEVAL.configure("retrieval", threshold=1.0))
+    assert RETRIEVAL.view(closed, facts).route(rows[1:]).tolist() == [-1]
+
+
+def test_a_later_edit_of_a_prompt_holds_and_an_empty_memory_is_the_model(task, facts):
+    again = replace(facts[0], target=facts[1].target)
+    view = RETRIEVAL.view(task, [*facts, again])
+    assert view.entries[0] == encode(task.tokenizer, f"{again.text} {again.target}.\n")
+    empty = RETRIEVAL.view(task, [])
+    one, other = (evaluate(m, task.tokenizer, facts) for m in (empty, task.model))
+    assert one.efficacy_top1.tolist() == other.efficacy_top1.tolist()
+
+
+def test_no_weight_changes(task, facts):
+    before = {name: weight.clone() for name, weight in task.model.state_dict().items()}
+    evaluate(RETRIEVAL.view(task, facts), task.tokenizer, facts)
+    assert all(torch.equal(before[n], w) for n, w in task.model.state_dict().items())
+    with pytest.raises(ConfigError, match="threshold"):
+        RETRIEVAL.configure("retrieval", threshold=2.0)
