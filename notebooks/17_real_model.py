@@ -50,7 +50,8 @@ plots.style()
 GRID, RESULTS = "../book/grid-real.toml", "../results"
 found, missing = grid.results(GRID, ["main"], RESULTS)
 sought, unsearched = grid.results(
-    GRID, ["tune", "tune-layers", "tune-alphaedit"], RESULTS)
+    GRID, ["tune", "tune-learned", "tune-layers", "tune-alphaedit"],
+    RESULTS)
 RATES = ["efficacy", "generalization", "specificity", "score"]
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ece.baselines import BASELINES, Task
+from ece.baselines.retrieval import ENTRY
 from ece.errors import ConfigError
 from ece.evaluation.generation import generate
 from ece.evaluation.metrics import evaluate
@@ -24,7 +25,7 @@ def test_a_prompt_in_scope_is_answered_after_the_edits_sentence(task, facts):
     view, tokenizer = RETRIEVAL.view(task, facts), task.tokenizer
     found = score_answers(view, tokenizer, [(fact.text, fact.target) for fact in facts]).nll
     for nll, entry, fact in zip(found, view.entries, facts, strict=True):
-        assert entry == encode(tokenizer, f"{fact.text} {fact.target}.\n")
+        assert entry == encode(tokenizer, ENTRY.format(fact.text, fact.target))
         answer = target_ids(tokenizer, fact.target)
         ids = [*entry, *tokenizer(fact.text, add_special_tokens=False)["input_ids"], *answer]
         with torch.no_grad():
@@ -55,7 +56,7 @@ def test_an_unknown_subject_is_out_of_scope_and_a_high_threshold_ends_it(task, f
 def test_a_later_edit_of_a_prompt_holds_and_an_empty_memory_is_the_model(task, facts):
     again = replace(facts[0], target=facts[1].target)
     view = RETRIEVAL.view(task, [*facts, again])
-    assert view.entries[0] == encode(task.tokenizer, f"{again.text} {again.target}.\n")
+    assert view.entries[0] == encode(task.tokenizer, ENTRY.format(again.text, again.target))
     empty = RETRIEVAL.view(task, [])
     one, other = (evaluate(m, task.tokenizer, facts) for m in (empty, task.model))
     assert one.efficacy_top1.tolist() == other.efficacy_top1.tolist()

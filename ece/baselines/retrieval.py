@@ -1,8 +1,8 @@
 """The edit put before the prompt: what a user would try first, and no weight changes.
 
 Where a prompt is like that of an edit, by TF-IDF over words, the model reads the edit's sentence
-before the prompt. This is in-context editing (Zheng et al. 2023, arXiv 2305.12740) without
-demonstrations. An edit costs an entry of the memory; a query in scope costs its sentence's tokens.
+before the prompt, in the form of in-context editing (Zheng et al. 2023, arXiv 2305.12740) but
+without its demonstrations. An edit costs an entry of the memory; a query in scope costs its sentence's tokens.
 """
 
 from typing import Annotated
@@ -18,6 +18,9 @@ from ece.baselines.memory import View
 from ece.errors import checked
 from ece.facts import Fact, decode, encode
 
+ENTRY = "New fact: {} {}.\nPrompt:\n"
+"""What is read before the prompt. SmolLM2 follows it; the sentence alone it often does not."""
+
 
 @checked
 class Retrieval:
@@ -30,7 +33,7 @@ class Retrieval:
 def view(task: Task, facts: list[Fact]) -> View:
     """Give the model to use once `facts` are in the memory; of equal prompts the last holds."""
     last = {fact.text: fact for fact in facts}
-    entries = [encode(task.tokenizer, f"{f.text} {f.target}.\n") for f in last.values()]
+    entries = [encode(task.tokenizer, ENTRY.format(f.text, f.target)) for f in last.values()]
     # Hashed words: one that no edit has counts most, as a rare word does, and is not left out.
     counts = HashingVectorizer(norm=None, alternate_sign=False)
     scale, memory = TfidfTransformer(), None
