@@ -15,16 +15,20 @@
 # # Table 1: every method, both data sets
 #
 # The paper's main table compares ECE with fine-tuning, MEND, ROME, MEMIT and SERAC, after
-# 2,000 edits. This page has the same table for the three embedded models, after 300 edits
-# in batches of 25, with the methods that came after MEMIT beside them. It asks: **which
+# 2,000 edits. This page has such a table for a real model, after 500 edits in batches of 100, and
+# the whole one for the three embedded models, after 300 edits in batches of 25, with the
+# methods that came after MEMIT beside them. It asks: **which
 # method keeps what it wrote, at what cost to everything else, and is the order the
 # paper's?**
 #
 # **What was found** (score after the last edit, over the seeds that both methods have)
 #
-# - CounterFact, methods as their presets are: the best of ECE's three scorers is ahead of
-#   every baseline of the paper on all three models, on `atlas-llama` of ROME by less than a
-#   point. ({doc}`16_choice` makes the search equal: ECE and ROME are even there then.)
+# - On SmolLM2-135M, a real model, ECE's three scorers have 77.8 to 79.2 %. MEMIT has 80.4,
+#   our `ece-plus` 81.0, MEMIT with a history 81.7 and AlphaEdit, on one seed, 82.3. So the
+#   paper's choice of neurons and its anchors do not pay there in quality.
+# - On the embedded models, CounterFact, methods as their presets are: the best of ECE's three
+#   scorers is ahead of every baseline of the paper on all three models, on `atlas-llama` of ROME
+#   by less than a point. ({doc}`16_choice` makes the search equal: ECE and ROME are even there then.)
 # - That holds for SERAC that has not seen the wordings of the test. SERAC that has is ahead
 #   of ECE by 2.0 and 4.0 points on two models.
 # - MEMIT with a history, which is ECE without its choice of neurons and without anchors, is
@@ -32,7 +36,7 @@
 # - ZsRE: ECE is behind SERAC by 8 to 15 points, behind MEMIT with a history on all three
 #   models, and on `atlas-llama` behind ROME and MEMIT too.
 #
-# So the order is the paper's for its own baselines on CounterFact, and not beyond.
+# So the order is the paper's for its own baselines on CounterFact in our own world, and not beyond.
 
 # %% tags=["hide-input"]
 import os
@@ -79,7 +83,10 @@ tables.table(real_rates[list(SHOWN)].rename(columns=SHOWN),
              "SmolLM2-135M after 500 edits, mean over the seeds, %")
 
 # %% [markdown]
-# REALTEXT
+# The leaders are within two points of each other, and one method's seeds differ by up to 1.4, so
+# their order is open. That the paper's three are behind MEMIT with a history is not: each is, at
+# every seed that was run. Not run on this model yet: ROME, fine-tuning, MEND and SERAC, and the
+# paper's 2,000 edits.
 #
 # ## On the embedded models
 
@@ -501,6 +508,17 @@ plus = against_others("counterfact").xs("ece-plus", axis=1, level=1)
 assert plus.loc["memit-history"].str.endswith("?").all()
 anchors = parts.score.unstack()
 assert (anchors["no anchors"] > anchors["as it is"]).all()
+
+# %%
+real_score = real_rates.score.round(1)
+ours = real_score[["ece-rs", "ece-as", "ece-wi"]]
+assert (ours.min(), ours.max()) == (77.8, 79.2)
+LEADERS = ["memit", "ece-plus", "memit-history", "alphaedit"]
+assert real_score[LEADERS].tolist() == [80.4, 81.0, 81.7, 82.3]
+assert real_rates.seeds["alphaedit"] == 1
+spread = tables.wide(real_after, "method", "seed").groupby("method").score
+assert (spread.max() - spread.min()).max().round(1) == 1.4
+assert not {"rome", "ft-m", "mend", "serac"} & set(real_rates.index)
 
 # %%
 assert first == again, "equal settings give equal digits"

@@ -2,7 +2,8 @@
 
 Where a prompt is like that of an edit, by TF-IDF over words, the model reads the edit's sentence
 before the prompt, in the form of in-context editing (Zheng et al. 2023, arXiv 2305.12740) but
-without its demonstrations. An edit costs an entry of the memory; a query in scope costs its sentence's tokens.
+without its demonstrations. An edit costs an entry of the memory, a query in scope the tokens of
+its sentence.
 """
 
 from typing import Annotated
