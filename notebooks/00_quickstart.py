@@ -46,6 +46,7 @@ from ece.book import plots
 from ece.data import load_facts, python_docs, world
 from ece.evaluation.generation import generate
 from ece.evaluation.metrics import evaluate, known
+from ece.evaluation.teacher_forcing import score_answers
 
 MODEL = os.environ.get("ECE_MODEL") or "smollm2-135m"
 DEVICE = os.environ.get("ECE_DEVICE")
@@ -129,8 +130,6 @@ show(*given.paraphrases)
 # to both prompts: the new one, the old one, and others that would fit.
 
 # %%
-from ece.evaluation.teacher_forcing import score_answers
-
 others = {f.true for f in facts if f.relation == given.relation}
 others = sorted(others - {given.true, given.target})[:3]
 answers = [given.target, given.true, *others]
@@ -146,8 +145,8 @@ def probabilities():
 
 after = probabilities()
 ece.undo(model, edited)
-before, unedited_rates = probabilities(), evaluate(
-    model, tokenizer, [given])
+before = probabilities()
+unedited_rates = evaluate(model, tokenizer, [given])
 edited, report = ece.edit_batch(
     model, tokenizer, [fact], stats, state, config
 )

@@ -89,8 +89,9 @@ def test_dependencies_are_what_the_package_imports():
     found |= {one.name for node in nodes if isinstance(node, ast.Import) for one in node.names}
     found = {module.partition(".")[0] for module in found} - set(sys.stdlib_module_names) - {"ece"}
     found = {{"sklearn": "scikit-learn"}.get(module, module.lower()) for module in found}
-    named = set(tomllib.loads(read("pyproject.toml"))["project"]["dependencies"])
-    assert found <= named
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    named, extra = set(project["dependencies"]), project["optional-dependencies"]
+    assert found - named == {name for names in extra.values() for name in names}
     through_others = {"accelerate", "beartype", "gguf"}  # transformers, jaxtyping, transformers
     assert named - found <= through_others
 
