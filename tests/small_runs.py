@@ -9,6 +9,7 @@ QUICK: dict[str, dict] = {
     **{name: dict(steps=2, layers=(1,)) for name in ("ft-l", "ft-w", "ft-m")},
     "mend": dict(steps=2, rank=4),
     **{name: dict(steps=2, scope_steps=2, width=32, batch=2) for name in ("serac", "serac-seen")},
+    "retrieval": {},
 }
 """Settings with which a baseline is done in a moment."""
 
