@@ -228,7 +228,7 @@ bars(["mend", "serac"])
 #
 # This is in-context editing {cite:p}`zheng2023ike` without its demonstrations. Here it cannot
 # work: the embedded models were never trained to take anything from a text that contradicts
-# what they know. SmolLM2 does ({doc}`17_real_model`).
+# what they know. On a pretrained model it is still to be measured ({doc}`../book/status`).
 
 # %%
 numbers = by_baseline("retrieval")

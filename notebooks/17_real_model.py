@@ -14,7 +14,7 @@
 # %% [markdown]
 # # A real model: SmolLM2-135M
 #
-# The embedded models of the other chapters were trained on a world of our own, in which facts
+# The embedded models of most other chapters were trained on a world of our own, in which facts
 # sit where the method looks for them. SmolLM2-135M is a pretrained model with knowledge of
 # the real world: a Llama of 30 blocks, small enough for two CPU cores. **Does what holds in
 # our world hold there?**
