@@ -126,11 +126,7 @@ show(fact.text, fact.neighbours[0])
 
 # %% tags=["hide-input"]
 cells = found.cells().query("when == 'after'")
-rates = tables.wide(cells, "method").set_index("method")
-unedited = found.cells().query("when == 'pre' and method == 'memit'")
-rates.loc["unedited"] = unedited.groupby("metric").value.mean()
-seeds = found.runs.groupby("method").seed.nunique()
-rates["seeds"] = seeds.astype("Int64")
+rates = tables.by_method(found)
 TOP = ["efficacy_top1", "generalization_top1"]
 shown = rates[[*RATES, *TOP, "seeds"]]
 shown.columns = shown.columns.str.replace("_", " ")

@@ -25,9 +25,10 @@
 #   a rate of 0.7 times the state it is 0.04 after seven, from the same zero start.
 # - A whole edit of 100 facts then takes 6.5 steps a fact instead of 15.4, and 34 seconds for all
 #   values instead of 148 (with passes in bfloat16; 74 without).
-# - It costs MEMIT a point or so: its score on 200 facts is 84.2 at the published rate in 15.5 steps,
-#   and 82.6 to 83.4 in 8.1 to 6.2 steps at three rates by the state. To the paper's method, which has
-#   five steps for each fact, the rate is worth nine points: 71.1 becomes 80.4.
+# - On 200 facts and one seed MEMIT has a score of 84.2 at the published rate, in 15.5 steps, and of
+#   82.6 to 83.4 at three rates by the state, in 8.1 to 6.2 steps. These are too few facts to say
+#   what the rate costs. For the paper's method, which has five steps for each fact, it is worth
+#   nine points: 71.1 becomes 80.4.
 # - At three steps of a fact's own the start matters. A start learned from earlier values has 78.6,
 #   zero 76.3, and the paper's anchor 73.5, in spite of its twelve steps before.
 # - With as many steps as a fact needs the learned start saves a quarter of them, and brings

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from ece.baselines import BASELINES, Task
+from ece.baselines.memory import View
 from ece.baselines.retrieval import ENTRY
 from ece.errors import ConfigError
 from ece.evaluation.generation import generate
@@ -68,3 +70,28 @@ def test_no_weight_changes(task, facts):
     assert all(torch.equal(before[n], w) for n, w in task.model.state_dict().items())
     with pytest.raises(ConfigError, match="threshold"):
         RETRIEVAL.configure("retrieval", threshold=2.0)
+
+
+class Stops(nn.Module):
+    """A model that writes a token a few times, and stops."""
+
+    config, device = None, torch.device("cpu")
+
+    def __init__(self, token: int, count: int):
+        super().__init__()
+        self.token, self.count = token, count
+
+    def generate(self, ids, **options):
+        return torch.cat([ids, ids.new_full((len(ids), self.count), self.token)], 1)
+
+
+@pytest.mark.parametrize(("base", "answerer"), [(2, 4), (4, 2), (3, 3)])
+def test_either_model_may_stop_before_the_other(base, answerer):
+    def scope(rows):
+        return torch.tensor([0, -1])
+
+    view = View(Stops(7, base), Stops(8, answerer), [[1]], scope)
+    ids, most = torch.tensor([[5, 6], [5, 9]]), max(base, answerer)
+    found = view.generate(ids, max_length=9, pad_token_id=3)
+    inside = [5, 6, *[8] * answerer, *[3] * (most - answerer)]
+    assert found.tolist() == [inside, [5, 9, *[7] * base, *[3] * (most - base)]]

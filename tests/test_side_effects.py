@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_runs import FAST, write_files
+from small_runs import FAST, without_seconds, write_files
 
 from conftest import TEXTS, build
 from ece.errors import ConfigError, DataError
@@ -114,6 +114,29 @@ def test_a_run_measures_side_effects_before_at_points_and_after(tokenizers, sett
     assert cells.loc[("after", "efficacy"), "n"].item() == 4
     assert found.runs.texts.item() == record["texts"]
     assert len(long_form(record)[1]) == len(cells)
+
+
+def test_a_killed_run_goes_on_to_the_same_side_effects(tokenizers, settings, tmp_path):
+    def deadly(stage, done, total):
+        if stage == "edit" and done == 1:
+            raise KeyboardInterrupt
+
+    def again(*more):
+        return run(settings, (build("gpt2"), tokenizers["gpt2"]), *more)
+
+    with pytest.raises(KeyboardInterrupt):
+        again(deadly, tmp_path / "work")
+    assert without_seconds(again(None, tmp_path / "work")) == without_seconds(again())
+
+
+def test_a_memory_answers_freely_and_its_drift_names_its_text(tokenizers, settings):
+    chosen = replace(settings, method="retrieval", config={})
+    record = run(chosen, (build("llama"), tokenizers["llama"]))
+    assert {"answers_exact", "kl_text", "checked"} <= set(record["after"])
+    sources = record["provenance"]["identity"]["sources"]
+    assert sources["stats_text"] is not None, "drift was measured on it"
+    plain = replace(chosen, also=(), cases=0).identity()
+    assert plain["sources"]["stats_text"] is None and plain["stats_tokens"] is None
 
 
 def test_they_change_no_other_number(tokenizers, settings):

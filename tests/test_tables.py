@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ece.book.tables import WIDTH, gaps, interval, origin, pooled, signed, table, wide
+from ece.book.tables import WIDTH, by_method, gaps, interval, origin, pooled, signed, table, wide
+from ece.experiments.results import Results
 
 RATE = st.floats(0, 100)
 
@@ -92,3 +93,15 @@ def test_two_tables_of_a_page_do_not_share_their_styles():
     frame = pd.DataFrame({"x": [1.0]})
     texts = [table(frame, caption, bold=frame > 0).data for caption in ("One", "Two")]
     assert "#T_one" in texts[0] and "#T_two" in texts[1]
+
+
+def test_by_method_has_rates_at_the_end_the_unedited_model_and_seeds():
+    runs = pd.DataFrame([("r1", "a", 0), ("r2", "a", 1), ("r3", "b", 0)],
+                        columns=["run", "method", "seed"])  # fmt: skip
+    runs = runs.assign(model="m", dataset="d")
+    rows = [("r1", "pre", 10.0), ("r2", "pre", 30.0), ("r3", "pre", 10.0),
+            ("r1", "after", 90.0), ("r2", "after", 80.0), ("r3", "after", 70.0)]  # fmt: skip
+    measured = pd.DataFrame(rows, columns=["run", "when", "value"]).assign(metric="score")
+    found = by_method(Results(runs, measured, measured))
+    assert found.score.to_dict() == {"a": 85.0, "b": 70.0, "unedited": 20.0}
+    assert found.seeds[["a", "b"]].tolist() == [2, 1] and pd.isna(found.seeds["unedited"])

@@ -6,10 +6,11 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import ModelOutput
 
-from ece.facts import pad
+from ece.facts import pad as pad_rows
 
 Scope = Callable[[list[list[int]]], Int[Tensor, " row"]]
 """Finds the number of the edit that each row of tokens needs; -1: none."""
@@ -85,7 +86,7 @@ class View(nn.Module):
         return CausalLMOutput(logits=logits.unflatten(0, (len(keep), -1)) if whole else logits)
 
     def _logits(self, ids, mask, keep, spans: list[Span], edits: list[int]) -> Tensor:
-        """Give logits at the tokens of `keep`: the counterfactual model's in spans with an edit."""
+        """Give logits at the tokens of `keep`: the answerer's in spans with an edit."""
         inside = torch.zeros_like(keep)
         found = [(span, edit) for span, edit in zip(spans, edits, strict=True) if edit >= 0]
         for span, _ in found:
@@ -102,11 +103,9 @@ class View(nn.Module):
         return logits
 
     def _answers(self, rows: list[list[int]], found: list[tuple[Span, int]]) -> Tensor:
-        """Give the counterfactual model's logits in spans, each after the edit it asks for."""
-        whole = [
-            [*self.entries[edit], *rows[span.row][self.cut : span.end]] for span, edit in found
-        ]
-        ids, mask = (tensor.to(self.device) for tensor in pad(whole))
+        """Give the answerer's logits in spans, each after the edit it needs."""
+        whole = [[*self.entries[e], *rows[span.row][self.cut : span.end]] for span, e in found]
+        ids, mask = (tensor.to(self.device) for tensor in pad_rows(whole))
         keep = torch.zeros_like(mask)
         for i, (row, (span, _)) in enumerate(zip(whole, found, strict=True)):
             keep[i, len(row) - (span.end - span.first) : len(row)] = True
@@ -121,20 +120,21 @@ class View(nn.Module):
         that what it writes out of scope is bit for bit its own.
         """
         texts = self.base.generate(ids, max_length=max_length, **options)
-        entry = self.route(ids.tolist())
-        inside = (entry >= 0).to(ids.device)
+        entry = self.route(ids.tolist()).to(ids.device)
+        inside = entry >= 0
         if inside.any():
-            edits = [self.entries[i] for i in entry[inside].tolist()]
-            rows = [
-                [*e, *row[self.cut :]] for e, row in zip(edits, ids[inside].tolist(), strict=True)
-            ]
-            texts = texts.clone()
-            texts[inside, ids.shape[1] :] = self._continue(rows, max_length - ids.shape[1], options)
+            chosen = zip(entry[inside].tolist(), ids[inside].tolist(), strict=True)
+            rows = [[*self.entries[i], *row[self.cut :]] for i, row in chosen]
+            new = self._continue(rows, max_length - ids.shape[1], options)
+            parts = [texts, torch.cat([ids[inside], new], 1)]  # either may have stopped early
+            width, filler = max(part.shape[1] for part in parts), options.get("pad_token_id", 0)
+            texts, own = (pad(part, (0, width - part.shape[1]), value=filler) for part in parts)
+            texts[inside] = own
         return texts
 
     def _continue(self, rows: list[list[int]], count: int, options) -> Int[Tensor, "row token"]:
         """Draw `count` new tokens per row without a trace on the global random numbers."""
-        ids, mask = (tensor.to(self.device) for tensor in pad(rows, "left"))
+        ids, mask = (tensor.to(self.device) for tensor in pad_rows(rows, "left"))
         options = {k: v for k, v in options.items() if k not in ("attention_mask", "min_length")}
         with torch.random.fork_rng([] if ids.device.type == "cpu" else [ids.device]):
             out = self.answerer.generate(ids, attention_mask=mask, max_new_tokens=count, **options)

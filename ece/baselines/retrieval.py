@@ -37,9 +37,8 @@ def view(task: Task, facts: list[Fact]) -> View:
     entries = [encode(task.tokenizer, ENTRY.format(f.text, f.target)) for f in last.values()]
     # Hashed words: one that no edit has counts most, as a rare word does, and is not left out.
     counts = HashingVectorizer(norm=None, alternate_sign=False)
-    scale, memory = TfidfTransformer(), None
-    if last:
-        memory = scale.fit_transform(counts.transform(last))
+    scale = TfidfTransformer()
+    memory = scale.fit_transform(counts.transform(last)) if last else None
 
     def find(rows: list[list[int]]) -> Int[Tensor, " row"]:
         texts = [decode(task.tokenizer, row) for row in rows]
@@ -47,7 +46,4 @@ def view(task: Task, facts: list[Fact]) -> View:
         best, entry = torch.from_numpy(likeness).max(1)
         return entry.where(best > task.numbers.threshold, -1)
 
-    special = len(encode(task.tokenizer, "a")) - len(
-        task.tokenizer("a", add_special_tokens=False)["input_ids"]
-    )
-    return View(task.model, task.model, entries, find, cut=special)
+    return View(task.model, task.model, entries, find, cut=len(encode(task.tokenizer, "")))

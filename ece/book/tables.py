@@ -10,6 +10,8 @@ import pandas as pd
 from IPython.display import HTML
 from pandas.io.formats.style import Styler
 
+from ece.experiments.results import Results
+
 WIDTH = 38  # characters of a printed line that a phone shows
 STYLE = "white-space:nowrap;text-align:right;font-size:0.9em"
 
@@ -18,6 +20,15 @@ def wide(cells: pd.DataFrame, *by: str) -> pd.DataFrame:
     """Make a row for each group of runs and a column for each metric, its mean over the runs."""
     found = cells.pivot_table(index=list(by), columns="metric", values="value", sort=False)
     return found.reset_index().rename_axis(columns=None)
+
+
+def by_method(found: Results) -> pd.DataFrame:
+    """Average what was measured at the end by method; last the unedited model; column `seeds`."""
+    cells = found.cells()
+    rates = wide(cells[cells.when == "after"], "method").set_index("method")
+    before = cells[cells.when == "pre"].drop_duplicates(["model", "dataset", "seed", "metric"])
+    rates.loc["unedited"] = before.groupby("metric").value.mean()
+    return rates.assign(seeds=found.runs.groupby("method").seed.nunique().astype("Int64"))
 
 
 def pooled(cells: pd.DataFrame, *by: str) -> pd.DataFrame:

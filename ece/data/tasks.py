@@ -42,7 +42,7 @@ TASKS = {
     "nli": Form("{sentence1} entails the {sentence2} True or False? Answer:", ("True", "False"),
                 (GLUE, "rte", "train")),
 }  # fmt: skip
-"""The paper's tasks. What its authors call NLI are the training records of RTE."""
+"""The paper's tasks. What its authors call NLI is, by its texts, RTE's part for training."""
 FIELD = re.compile(r"\{(\w+)\}")
 WRITTEN = {"entailment": 0, "not_entailment": 1}
 """Labels that some records have in words."""

@@ -191,8 +191,7 @@ def long_form(record: Mapping) -> tuple[dict, list[tuple], list[tuple]]:
     steps = [(step["edited"], when, step[when]) for step in record["batches"] for when in TIMES[1:]]
     steps += [(point["edited"], "so_far", point) for point in record.get("points", ())]
     batches = [(run, end, when, *pair) for end, when, rates in steps for pair in _pairs(rates)]
-    names = (*LINE, "texts") if "texts" in line else LINE
-    return {name: line[name] for name in names}, cells, batches
+    return {n: line[n] for n in (*LINE, "texts") if n in line}, cells, batches
 
 
 def _pairs(rates: Mapping) -> list[tuple]:

@@ -242,9 +242,9 @@ class Runner:
                     scores = judge.score(edited, part, pre.part(first, end))
                 if end in self.settings.points:
                     whole = judge.score(edited, self.facts[:end], pre.part(0, end), texts=False)
-                    first = judge.rates(whole.part(0, self.settings.batch), (*KINDS, "score"))
+                    early = judge.rates(whole.part(0, self.settings.batch), (*KINDS, "score"))
                     point = {"edited": end, **judge.rates(whole)}
-                    point |= {f"first_{name}": rate for name, rate in first.items()}
+                    point |= {f"first_{name}": rate for name, rate in early.items()}
                     point |= effects.measure(edited, self.facts[:end])
             done[number] = Measured(scores, own["evaluate"], point)
             if self.folder is not None:

@@ -1,9 +1,8 @@
 """Measures what editing does beside its facts: abilities, drift, free answers, probes."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -55,7 +54,7 @@ class SideEffects:
         """Measure the model as it is; what needs facts takes the first of those edited so far."""
         some, found = facts[: self.settings.also_facts], {}
         for part in self.settings.also:
-            found |= self._parts[part](model, some)
+            found |= getattr(self, f"_{part}")(model, some)
         return {name: round(value, 4) for name, value in found.items()}
 
     def texts_of_cases(self, model, facts: list[Fact]) -> list[str]:
@@ -65,11 +64,6 @@ class SideEffects:
         """
         prompts = [fact.text for fact in facts[: self.settings.cases]]
         return generate(model, self.tokenizer, prompts, CASE, top_k=1) if prompts else []
-
-    @cached_property
-    def _parts(self) -> dict[str, Callable[[object, list[Fact]], Rates]]:
-        return {"abilities": self._abilities, "drift": self._drift, "answers": self._answers,
-                "probes": self._probes}  # fmt: skip
 
     def _abilities(self, model, facts: list[Fact]) -> Rates:
         """Accuracy and F1 of each task in percent, and their means over tasks."""
@@ -105,8 +99,7 @@ def cases(facts: list[Fact], before: list[str], after: list[str]) -> list[dict]:
     """Put the texts about the first facts side by side, with their fluency."""
     return [
         {"id": fact.id, "prompt": fact.text, "target": fact.target, "true": fact.true,
-         "before": old, "after": new,
-         "fluency": [round(fluency(text), 1) for text in (old, new)]}
+         "before": old, "after": new, "fluency": [round(fluency(t), 1) for t in (old, new)]}
         for fact, old, new in zip(facts, before, after, strict=False)
     ]  # fmt: skip
 

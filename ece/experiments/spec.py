@@ -189,10 +189,11 @@ class Settings:
         config, strategy = self.configure(), self.strategy()
         own = _json(asdict(config)) | ({"layers": None} if self.adaptive else {})
         text = self.stats_text or (None if self.embedded else self.stats)
+        reads = self.edits or "drift" in self.also
         sources = {
             "data": self.world_checksum or source_checksum(self.data, PUBLIC.get(self.dataset)),
             "references": source_checksum(self.references, SNIPPETS),
-            "stats_text": source_checksum(text if self.edits else None),
+            "stats_text": source_checksum(text if reads else None),
         }
         return {
             **{name: getattr(self, name) for name in SIX},
@@ -210,7 +211,7 @@ class Settings:
             **self._later(),
             "text_tokens": self.text_tokens,
             "text_facts": self.text_facts,
-            "stats_tokens": self.stats_tokens if self.edits else None,
+            "stats_tokens": self.stats_tokens if reads else None,
             "sources": {"model": model, **sources},
         } | {"model": self.short}
 
@@ -240,6 +241,7 @@ class Settings:
         """The run's name for people: what it is, with what differs from the preset."""
         extra = {name: text_of(value) for name, value in sorted(self.config.items())}
         extra |= {"adaptive": self.adaptive} if self.adaptive else {}
+        extra |= {"also": text_of(self.also)} if self.also else {}
         extra |= {"data": self.data} if self.data == world.NAME else {}
         extra |= {"known": True} if self.known else {}
         extra |= {"order": self.order} if self.order != "drawn" else {}
