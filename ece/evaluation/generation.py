@@ -7,13 +7,14 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin
 
+from ece.engine.grouping import by_length
 from ece.errors import DataError
 from ece.evaluation.checks import check_texts
 from ece.evaluation.teacher_forcing import context_length
 from ece.facts import decode, encode, pad
 
-ROWS = 64
-"""Prompts that are continued together."""
+ROWS, READ = 64, 4096
+"""Prompts that are continued together, and tokens of prompts and answers that are at once."""
 
 
 @torch.inference_mode()
@@ -23,17 +24,10 @@ def generate(
 ) -> list[str]:  # fmt: skip
     """Continue each prompt, up to `tokens` tokens in all (or the length of the model's context).
 
-    Every next token is drawn among the `top_k` likeliest, as in the published evaluation; nothing
-    of the checkpoint's own sampling takes part. The draws are seeded by `seed` and leave the
-    global generator as it was.
+    Each next token is drawn among the `top_k` likeliest, as in the published evaluation, by draws
+    of `seed` alone; nothing of the checkpoint's own sampling takes part.
     """
-    check_texts("prompts", prompts)
-    limit, device = context_length(model), model.get_input_embeddings().weight.device
-    rows = [encode(tokenizer, prompt) for prompt in prompts]
-    for prompt, row in zip(prompts, rows, strict=True):
-        if not row or (limit is not None and len(row) > limit):
-            raise DataError(f"prompt {prompt!r} has {len(row)} tokens, and the model reads 1 to "
-                            f"{limit}; shorten it or leave it out")  # fmt: skip
+    rows, limit, device = _encoded(model, tokenizer, prompts)
     room = tokens if limit is None else min(tokens, limit)
     texts: list[str] = [""] * len(rows)
     devices = [] if device.type == "cpu" else [device]
@@ -55,26 +49,19 @@ def generate(
 def answer(model: nn.Module, tokenizer, prompts: Sequence[str], tokens: int = 20) -> list[str]:
     """Go on from each prompt greedily, up to `tokens` tokens or a natural stop.
 
-    A stop is the end-of-sequence token, or a line break after the first word. Returned is the new
-    text alone, without blanks around it.
+    That is the end-of-sequence token, or a line break after the first word. Gives new text alone.
     """
-    check_texts("prompts", prompts)
-    device, limit = model.get_input_embeddings().weight.device, context_length(model)
-    rows, stop = [encode(tokenizer, prompt) for prompt in prompts], tokenizer.eos_token_id
-    for prompt, row in zip(prompts, rows, strict=True):
-        if not row or (limit is not None and len(row) + tokens > limit):
-            raise DataError(f"prompt {prompt!r} has {len(row)} tokens, and {tokens} more are to "
-                            f"come; the model reads {limit}; shorten it")  # fmt: skip
+    rows, _, device = _encoded(model, tokenizer, prompts, tokens)
+    stop = tokenizer.eos_token_id
     texts: list[str] = [""] * len(rows)
     with plain_sampling(model):
-        for chunk in _chunks(rows):
-            ids = pad([rows[i] for i in chunk])[0].to(device)
-            given = ids.shape[1]
+        for chunk in by_length([len(row) + tokens for row in rows], READ):
+            ids, mask = (part.to(device) for part in pad([rows[i] for i in chunk], "left"))
             found = model.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                max_length=given + tokens, pad_token_id=stop or 0,
+                ids, attention_mask=mask.long(), do_sample=False, max_length=ids.shape[1] + tokens,
+                pad_token_id=stop or 0,
             )  # fmt: skip
-            for i, row in zip(chunk, found[:, given:].tolist(), strict=True):
+            for i, row in zip(chunk, found[:, ids.shape[1] :].tolist(), strict=True):
                 row = row[: row.index(stop)] if stop in row else row
                 texts[i] = decode(tokenizer, row).strip().split("\n")[0].strip()
     return texts
@@ -98,6 +85,18 @@ def plain_sampling(model: nn.Module) -> Iterator[None]:
     finally:
         for part, config in zip(parts, own, strict=True):
             part.generation_config = config
+
+
+def _encoded(model, tokenizer, prompts: Sequence[str], more: int = 0):
+    """Encode prompts that leave room for `more` tokens; returns rows, context and device."""
+    check_texts("prompts", prompts)
+    limit, device = context_length(model), model.get_input_embeddings().weight.device
+    rows = [encode(tokenizer, prompt) for prompt in prompts]
+    for prompt, row in zip(prompts, rows, strict=True):
+        if not row or (limit is not None and len(row) + more > limit):
+            raise DataError(f"prompt {prompt!r} has {len(row)} tokens and gets {more} more; the "
+                            f"model reads 1 to {limit}: shorten it")  # fmt: skip
+    return rows, limit, device
 
 
 def _chunks(rows: list[list[int]]) -> list[list[int]]:
