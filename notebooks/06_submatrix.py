@@ -162,9 +162,14 @@ print("exactly the chosen columns:", torch.equal(written, mask))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Norm of the update's columns: exactly zero where nothing was chosen.", "name": "fig-submatrix-columns"}, "image": {"alt": "Vertical green lines over 1,024 neurons, a few of them tall, and grey dots on the zero line where a neuron was not chosen."}}
 figure, ax = plt.subplots()
-plots.update_norms(
-    Delta.norm(dim=0).cpu().numpy(), mask.cpu().numpy(), ax
-)
+norms, neuron = Delta.norm(dim=0).cpu(), torch.arange(Delta.shape[1])
+ax.vlines(neuron[mask.cpu()], 0, norms[mask.cpu()], color=plots.GREEN,
+          linewidth=1, label="chosen")
+ax.plot(neuron[~mask.cpu()], norms[~mask.cpu()], ".", color=plots.GREY,
+        markersize=3, label="not chosen")
+ax.set(xlabel="neuron", ylabel="norm of its column of $\\Delta$",
+       ylim=(0, None))
+ax.legend()
 plt.show()
 
 # %% [markdown]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from ece.bench import cli, profiling, reference, stages
 from ece.bench.cli import Options, run, table
 from ece.bench.profiling import ceiling, counted, measured
 from ece.bench.stages import STAGES, Bench, joined, long_run, stage_row, sweep
+from ece.data import python_docs, world
 from ece.editor import compute_values
 from ece.errors import ConfigError
 from ece.state import new_state
@@ -217,6 +219,13 @@ def test_a_real_model_has_statistics_over_the_embedded_texts():
     mixed = made.mixed(presets.strategy("atlas-gpt2", "ece-plus")).stats.moments
     assert torch.equal(mixed[0], made.stats.moments[0] / 2 + made.named.moments[0] / 2)
     assert made.mixed(presets.strategy("atlas-gpt2", "memit")) is made
+
+
+def test_a_pretrained_model_is_timed_on_facts_of_the_real_world():
+    made, every = cli.open_bench("atlas-gpt2", Options(facts=3, edits=0, world=True))
+    assert made.facts == world.facts()[:3] and len(every) > 2000
+    texts = list(islice(python_docs(), 2))
+    assert cli.read(Options(world=True), 2) == texts and cli.read(Options(), 2) != texts
 
 
 @gpt2

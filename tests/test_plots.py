@@ -123,14 +123,6 @@ def test_loss_phases_has_a_line_per_fact_and_the_border_between_phases(ax):
     assert labelled(ax)
 
 
-def test_update_norms_separates_chosen_from_others(ax):
-    norms = np.array([0.5, 0.0, 0.25, 0.0])
-    assert plots.update_norms(norms, norms > 0, ax) is ax
-    assert [len(c.get_segments()) for c in ax.collections] == [2]
-    np.testing.assert_array_equal(ax.get_lines()[0].get_xdata(), [1, 3])
-    assert words(ax) == ["chosen", "not chosen"] and labelled(ax)
-
-
 def test_answers_shows_both_probabilities_of_each(ax):
     before, after = np.array([0.9, 0.1]), np.array([0.2, 0.7])
     assert plots.answers(["French", "English"], before, after, ax) is ax

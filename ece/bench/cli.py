@@ -1,10 +1,11 @@
 """`ece bench`: measures what editing costs, from the published loop to this engine, in one run.
 
     ece bench --model atlas-gpt2 --facts 100 --json
+    ece bench --model smollm2-135m --world --naive 10 --edits 0 --json
     ece bench --shapes gpt2-xl,gpt-j-6b,llama-3-8b --device cuda --dtype bfloat16 --json
 
-The first edits an embedded model; the second runs models of the named shapes with random
-weights, whose cost is that of the real ones as long as nothing stops early.
+The second runs models of the named shapes with random weights, whose cost is that of the real
+ones as long as nothing stops early.
 """
 
 import json
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +29,7 @@ from ece.baselines.ece_plus import ends_of_names
 from ece.bench.profiling import ceiling
 from ece.bench.stages import STAGES, Bench, long_run, stage_row, sweep, throughput
 from ece.covariance import second_moment
+from ece.data import python_docs, world
 from ece.errors import ConfigError, checked
 from ece.experiments.inputs import check_writable
 from ece.experiments.results import provenance, write_record
@@ -56,6 +59,8 @@ class Options:
 
     model: str = "atlas-gpt2"
     """Embedded model, hub name or folder; not used where shapes are given."""
+    world: bool = False
+    """Edit facts of the real world, with Python's reference as text: for pretrained models."""
     shapes: tuple[str, ...] = ()
     """Shapes to run with random weights instead: gpt2-xl, gpt-j-6b, llama-3-8b."""
     facts: Count = 100
@@ -124,7 +129,7 @@ def run(options: Options, name: str | None = None) -> dict:
 
 def open_bench(name: str, options: Options) -> tuple[Bench, list[Fact]]:
     """Load the model (real, or random of a shape), its facts and its statistics."""
-    every = atlas.facts()
+    every = (world if options.world else atlas).facts()
     for setting in ("facts", "batch") if options.edits else ("facts",):
         if (wanted := getattr(options, setting)) > len(every):
             raise ConfigError(f"setting '{setting}' is {wanted}; there are {len(every)} facts")
@@ -139,7 +144,8 @@ def open_bench(name: str, options: Options) -> tuple[Bench, list[Fact]]:
         templates = contexts(writer, tokenizer, presets.configure(WRITER, "memit"))
     else:
         model, tokenizer = load(name, options.device, dtype)
-    texts, layers = atlas.corpus(1 if random else TEXTS), presets.configure(name, "ece-rs").layers
+    texts = read(options, 1 if random else TEXTS)
+    layers = presets.configure(name, "ece-rs").layers
     stats, named = second_moment(model, tokenizer, texts, layers), None
     if random:  # a handful of texts leaves the moments singular; only their cost counts
         for moment in stats.moments.values():
@@ -148,6 +154,11 @@ def open_bench(name: str, options: Options) -> tuple[Bench, list[Fact]]:
         named = second_moment(model, tokenizer, texts, layers, select=ends_of_names)
     some = every[: options.facts]
     return Bench(name, model, tokenizer, some, stats, random, templates, named), every
+
+
+def read(options: Options, count: int) -> list[str]:
+    """Take the texts of second moments, at most `count`."""
+    return list(islice(python_docs(), count)) if options.world else atlas.corpus(count)
 
 
 def measure(bench: Bench, every: list[Fact], options: Options) -> dict:
@@ -180,7 +191,7 @@ def measure(bench: Bench, every: list[Fact], options: Options) -> dict:
         "ece_vs_memit": total["memit"] / total["ece"],
         "stages": rows,
         "batches": sweep(bench, every, options.sizes),
-        "statistics": throughput(bench, atlas.corpus(TIMED)),
+        "statistics": throughput(bench, read(options, TIMED)),
         "provenance": origin,
     }
     if options.edits:

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from numpy import ndarray
 
@@ -177,16 +177,6 @@ def loss_phases(
     ax.text(shared_steps + 1, 0.97, "own", ha="left", **look)
     ax.set(xlabel="gradient step", ylabel="loss, nats", ylim=(0, None))
     ax.legend(loc="center right")
-    return ax
-
-
-def update_norms(norms: Float[ndarray, " ff"], chosen: Bool[ndarray, " ff"], ax: Axes) -> Axes:
-    """Draw the norm of each neuron's column of the update; neurons left alone are grey."""
-    neuron = np.arange(len(norms))
-    ax.vlines(neuron[chosen], 0, norms[chosen], color=GREEN, linewidth=1, label="chosen")
-    ax.plot(neuron[~chosen], norms[~chosen], ".", color=GREY, markersize=3, label="not chosen")
-    ax.set(xlabel="neuron", ylabel="norm of its column of $\\Delta$", ylim=(0, None))
-    ax.legend()
     return ax
 
 
