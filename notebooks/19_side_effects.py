@@ -38,7 +38,10 @@ FACTS = 1000
 cells = found.cells()
 ends = cells[cells.when.isin(["pre", "after"])].assign(
     edited=lambda frame: (frame.when == "after") * FACTS)
-path = pd.concat([found.batches().query("when == 'so_far'"), ends])
+steps = found.batches()
+first = steps.query("when == 'after' and edited == 100").query(
+    "metric == 'score'").assign(edited=FACTS, metric="first_score")
+path = pd.concat([steps.query("when == 'so_far'"), ends, first])
 path = path[["method", "edited", "metric", "value", "ci"]]
 
 

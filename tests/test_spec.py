@@ -91,6 +91,20 @@ def test_files_count_by_their_content(tmp_path):
     assert Settings(data=str(tmp_path / "none")).identity()["sources"]["data"] == UNKNOWN
 
 
+def test_a_folder_of_tasks_is_a_source_that_may_be_elsewhere(tmp_path):
+    """Else no result of such a run would be found on a machine without the folder."""
+    asks = {"also": ("abilities",), "stats_text": "python-docs"}
+    absent = Settings(tasks=str(tmp_path / "none"), **asks).identity()
+    (tmp_path / "rte.json").write_text("[]")
+    here = Settings(tasks=str(tmp_path), **asks).identity()
+    assert absent["sources"]["tasks"] == UNKNOWN and len(here["sources"]["tasks"]) == 64
+    assert {**here, "sources": 0} == {**absent, "sources": 0}
+    (tmp_path / "rte.json").write_text("[1]")
+    assert Settings(tasks=str(tmp_path), **asks).identity() != here
+    assert Settings(tasks="hub", **asks).identity()["tasks"] == "hub"
+    assert "tasks" not in Settings(**asks).identity()["sources"]
+
+
 def test_facts_of_the_world_count_by_their_records(monkeypatch):
     plain, found = Settings(), Settings(data="world").identity()
     assert found["sources"]["data"] == digest(world.records())

@@ -160,12 +160,10 @@ def _found(settings: Settings, index: dict) -> list[str]:
     """Find the run of these settings, if any, as far as their sources are at hand."""
     wanted = settings.identity()
     near = index.get(run_id({**wanted, "sources": None}), [])
-    found = [
-        run
-        for run, sources in near
-        if all(sources[name] is not None if value == UNKNOWN else sources[name] == value
-               for name, value in wanted["sources"].items())
-    ]  # fmt: skip
+    found = [run for run, sources in near if all(
+        sources[name] is not None if value == UNKNOWN else sources[name] == value
+        for name, value in wanted["sources"].items()
+    )]  # fmt: skip
     if len(found) > 1:
         raise ConfigError(f"{settings.name} has results of several models or files: "
                           f"{', '.join(found)}; remove those that are outdated")  # fmt: skip

@@ -195,6 +195,9 @@ class Settings:
             "references": source_checksum(self.references, SNIPPETS),
             "stats_text": source_checksum(text if reads else None),
         }
+        if "abilities" in self.also and self.tasks not in (None, "hub"):
+            files = [checksum(file) for file in sorted(Path(self.tasks).glob("*.json"))]
+            sources["tasks"] = digest(files) if files else UNKNOWN
         return {
             **{name: getattr(self, name) for name in SIX},
             "config": own,
@@ -221,9 +224,8 @@ class Settings:
         if self.also:
             found |= {"also": sorted(self.also), "also_facts": self.also_facts}
         if "abilities" in self.also:
-            files = sorted(Path(self.tasks).glob("*.json")) if self.tasks else []
-            tasks = [checksum(file) for file in files] or self.tasks
-            found |= {"items": self.items, "tasks": tasks}
+            kind = self.tasks if self.tasks in (None, "hub") else "folder"
+            found |= {"items": self.items, "tasks": kind}
         return found | ({"cases": self.cases} if self.cases else {})
 
     @property
