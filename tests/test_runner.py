@@ -281,7 +281,9 @@ def test_compat_changes_the_questions_of_zsre_alone(again, tokenizers, tmp_path,
 @pytest.mark.parametrize("dataset", ["counterfact", "zsre"])
 def test_facts_of_the_world_and_a_text_of_python_need_no_file(again, settings, dataset):
     named = dict(data="world", stats_text="python-docs", stats_tokens=60, dataset=dataset)
-    origin = again(replace(settings, facts=2, **named))["provenance"]
+    record = again(replace(settings, facts=2, at_write=dataset == "counterfact", **named))
+    assert (record["at_write"]["score"] is None) == (dataset == "zsre")
+    origin = record["provenance"]
     sources = origin["identity"]["sources"]
     assert origin["data"] == {"file": "world", "sha256": sources["data"]}
     assert origin["facts"] == [fact.id for fact in world.facts(dataset, 2)]

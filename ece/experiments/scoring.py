@@ -19,7 +19,7 @@ from ece.report import Report
 from ece.storage import Folder
 
 NONE = np.array([], dtype=float)
-UNMEASURED = Scores(*[NONE] * 6, predictions=np.array([], dtype=object))
+UNMEASURED = Scores(*[NONE] * 9, predictions=np.array([], dtype=object))
 """Scores of no fact: every rate is None."""
 
 
