@@ -39,7 +39,6 @@
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
 from ece.book import plots, tables

@@ -19,12 +19,21 @@
 # after a thousand, and the answers it gives when nothing of the answer is given to it. **Does
 # an edited model say what it was taught, and is the rest still language?**
 #
-# FOUND
+# **What was found**
+#
+# - After 1,000 edits ROME writes no language any more: none of 20 texts names the new answer, and
+#   words repeat. The other models still write sentences, MEMIT too, which the paper has
+#   broken at that point.
+# - The new answer is in 15 of 20 texts with `ece-plus`, in 14 with MEMIT with a history, in 9 with
+#   `ece-rs` and in 8 with MEMIT. What follows it is often nonsense, as it was before any edit.
+# - Forced tokens flatter. On ZsRE MEMIT with a history has 70 % of the answer's tokens right when
+#   those before are given, `ece-rs` 42 %. Left alone, they begin with the answer on 37 and
+#   14 % of the questions, and 5 and 2 % of their answers are the target and nothing else.
+# - To teach the end of the text as part of the answer did not help.
 
 # %% tags=["hide-input"]
 from html import escape
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import HTML
 
@@ -164,7 +173,8 @@ tables.table(ending, "Free answers to 30 edited prompts, %; the last "
              "column: words that follow a neighbour's prompt")
 
 # %% [markdown]
-# STOPFOUND
+# Fewer answers are exact with it, not more. One reason may be that a value has to bring about two
+# tokens then, and does each less well; thirty facts cannot tell.
 #
 # ## Where the numbers come from
 #
@@ -178,3 +188,14 @@ print(tables.origin(asked.runs, unasked))
 # The last cell asserts what this page has claimed.
 
 # %%
+says = collapse["says it"] * 20 / 100
+assert says.round().to_dict() == {
+    "ece-plus": 15, "memit-history": 14, "ece-rs": 9, "alphaedit": 12,
+    "memit": 8, "rome": 0, "unedited": 1}
+assert collapse.entropy.idxmin() == "rome"
+assert collapse.entropy["memit"] > collapse.entropy["unedited"]
+own = free.loc["zsre"][list(FREE)].round()
+assert own.loc["memit-history"].tolist() == [70, 41, 37, 22, 5]
+assert own.loc["ece-rs"].tolist() == [42, 14, 14, 10, 2]
+assert (free.answers_begin < free.efficacy).all()
+assert ending.exact["with an end"] <= ending.exact["bare"]

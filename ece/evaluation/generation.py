@@ -14,7 +14,7 @@ from ece.evaluation.teacher_forcing import context_length
 from ece.facts import decode, encode, pad
 
 ROWS, READ = 64, 4096
-"""Prompts that are continued together, and tokens of prompts and answers that are at once."""
+"""Prompts continued in one pass, and the tokens, padding included, of one pass of answers."""
 
 
 @torch.inference_mode()
