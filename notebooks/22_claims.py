@@ -19,12 +19,23 @@
 # real model is SmolLM2-135M with CounterFact, the atlas are the three small models of our own
 # world. Neither is one of the paper's models: the verdicts are about the mechanism and these
 # models, and say nothing of GPT-J or Llama-3, where the same commands wait for a GPU.
+#
+# **What was found**
+#
+# - What holds: ROME does break a model in a long sequence, and ECE does not break with it; on
+#   CounterFact in our own world ECE is ahead of the paper's baselines; its anchors save time.
+# - What does not: MEMIT does not break here. The gain over it is the memory of earlier edits,
+#   which MEMIT can have too, and then it is ahead of ECE: on the real model in efficacy,
+#   generalization, specificity and perplexity. A smaller set of neurons gains nothing, and early
+#   stop saves as much time as anchors do.
+# - So edit with MEMIT's solve, a history and an early stop, and measure the text, not the tasks.
 
 # %% tags=["hide-input"]
 import json
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import HTML
 
 from ece.book import tables
 from ece.experiments import grid
@@ -43,8 +54,9 @@ def read(file, *names):
 def score(found, *by, when="after"):
     """The mean score, a column for each method."""
     cells = found.cells().query("when == @when and metric == 'score'")
-    return cells.pivot_table(index=list(by), columns="method",
-                             values="value")
+    return cells.pivot_table(
+        index=list(by), columns="method", values="value"
+    )
 
 
 def claim(name, where, page, paper, here, verdict):
@@ -56,6 +68,30 @@ def claim(name, where, page, paper, here, verdict):
     rows.append((f"{name} ({where})", paper, here, verdict, page))
 
 
+# %% tags=["hide-input"]
+STYLE = "text-align:left;white-space:normal;vertical-align:top"
+
+
+def shown():
+    """The claims of this section as a table, and none left over."""
+    lines = [("claim", "the paper", "here", "verdict")]
+    for name, paper, here, verdict, page in rows:
+        file = next(Path().glob(f"{page}_*.py")).with_suffix(".html")
+        more = f"{here} (<a href='{file}'>more</a>)"
+        lines.append((name, paper, more, f"<b>{verdict}</b>"))
+    rows.clear()
+    kinds = ["th", *["td"] * (len(lines) - 1)]
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f"<{kind} style='{STYLE}'>{cell}</{kind}>" for cell in line
+        )
+        + "</tr>"
+        for kind, line in zip(kinds, lines)
+    )
+    return HTML(f"<table class='dataframe'>{body}</table>")
+
+
 # %% [markdown]
 # ## Quality
 
@@ -63,29 +99,50 @@ def claim(name, where, page, paper, here, verdict):
 main = tables.by_method(read("grid-real", "main", "main-others")).score
 best = main[ECE].max()
 rival = main["memit"]
-claim("ECE edits better than its baselines", "real model, 500 edits",
-      "10", "best score",
-      f"best of ECE {best:.1f}, MEMIT {rival:.1f}, MEMIT with history "
-      f"{main['memit-history']:.1f}", float(best > rival))
+claim(
+    "ECE edits better than its baselines",
+    "real model, 500 edits",
+    "10",
+    "best score",
+    f"best of ECE {best:.1f}, MEMIT {rival:.1f}, MEMIT with history "
+    f"{main['memit-history']:.1f}",
+    float(best > rival),
+)
 
 OLD = ["rome", "memit", "ft-l", "ft-w", "mend", "serac"]
 for data, names in (
-    ("counterfact", ("table1", "table1-seeds", "table1-others",
-                     "table1-others-seeds")),
+    (
+        "counterfact",
+        ("table1", "table1-seeds", "table1-others", "table1-others-seeds"),
+    ),
     ("zsre", ("zsre", "zsre-seeds", "zsre-trained")),
 ):
     own = score(read("grid", *names), "model")
     ahead = own[ECE].max(axis=1) - own[own.columns.intersection(OLD)].max(
-        axis=1)
-    claim(f"ECE edits better, {data}", "atlas, 300 edits", "10",
-          "best score", f"ahead of all on {(ahead > 0).sum()} of "
-          f"{len(ahead)} models, by {ahead.min():+.1f} to "
-          f"{ahead.max():+.1f}", float((ahead > 0).mean()))
+        axis=1
+    )
+    claim(
+        f"ECE edits better, {data}",
+        "atlas, 300 edits",
+        "10",
+        "best score",
+        f"ahead of all on {(ahead > 0).sum()} of "
+        f"{len(ahead)} models, by {ahead.min():+.1f} to "
+        f"{ahead.max():+.1f}",
+        float((ahead > 0).mean()),
+    )
     behind = own[ECE].max(axis=1) - own["memit-history"]
-    claim(f"... and not only by its history, {data}", "atlas", "14",
-          "–", f"best of ECE against MEMIT with history: "
-          f"{behind.min():+.1f} to {behind.max():+.1f}",
-          float((behind > 0).mean()))
+    claim(
+        f"... and not only by its history, {data}",
+        "atlas",
+        "14",
+        "–",
+        f"best of ECE against MEMIT with history: "
+        f"{behind.min():+.1f} to {behind.max():+.1f}",
+        float((behind > 0).mean()),
+    )
+
+shown()
 
 # %% [markdown]
 # ## Many edits, and batches of all sizes
@@ -93,37 +150,60 @@ for data, names in (
 # %% tags=["hide-input"]
 edits = read("grid", "edits")
 late = edits.batches().query("when == 'so_far' and metric == 'score'")
-span = late.pivot_table(index=["model", "edited"], columns="method",
-                        values="value")
+span = late.pivot_table(
+    index=["model", "edited"], columns="method", values="value"
+)
 for model, own in span.groupby("model"):
     own = own.droplevel(0)
     lost = own.iloc[0] - own.iloc[-1]
-    claim(f"ECE stays where ROME falls, {model}",
-          f"{own.index[-1]} edits", "11", "stable",
-          f"ECE-RS loses {lost['ece-rs']:.0f} points, ROME "
-          f"{lost['rome']:.0f}", float(lost["ece-rs"] < lost["rome"]))
+    claim(
+        f"ECE stays where ROME falls, {model}",
+        f"{own.index[-1]} edits",
+        "11",
+        "stable",
+        f"ECE-RS loses {lost['ece-rs']:.0f} points, ROME "
+        f"{lost['rome']:.0f}",
+        float(lost["ece-rs"] < lost["rome"]),
+    )
 
 real = read("grid-real", "sequence")
 steps = real.batches().query("when == 'so_far' and metric == 'score'")
 early = steps.query("edited == 100").set_index("method").value
 lost = early - tables.by_method(real).score.drop("unedited")
 for rival in ("rome", "memit"):
-    claim(f"ECE stays where {rival.upper()} falls", "real model, 100 to "
-          "1,000 edits", "11", "stable", f"ECE-RS loses {lost['ece-rs']:.0f}"
-          f" points, {rival.upper()} {lost[rival]:.0f}",
-          float(lost["ece-rs"] < lost[rival]))
+    claim(
+        f"ECE stays where {rival.upper()} falls",
+        "real model, 100 to 1,000 edits",
+        "11",
+        "stable",
+        f"ECE-RS loses {lost['ece-rs']:.0f}"
+        f" points, {rival.upper()} {lost[rival]:.0f}",
+        float(lost["ece-rs"] < lost[rival]),
+    )
 
 sizes = score(read("grid", "batch-size"), "model", "batch")
 gain = (sizes["ece-rs"] - sizes["memit"]).dropna()
-claim("ECE is better than MEMIT at every batch size", "atlas", "12",
-      "all sizes", f"in {(gain > 0).sum()} of {len(gain)} cases",
-      float((gain > 0).mean()))
+claim(
+    "ECE is better than MEMIT at every batch size",
+    "atlas",
+    "12",
+    "all sizes",
+    f"in {(gain > 0).sum()} of {len(gain)} cases",
+    float((gain > 0).mean()),
+)
 spread = sizes.groupby("model").agg(lambda own: own.max() - own.min())
-claim("... because of neurons and anchors", "atlas", "12", "–",
-      "MEMIT with a history moves by "
-      f"{spread['memit-history'].max():.1f} points at most, ECE-RS by "
-      f"{spread['ece-rs'].max():.1f}",
-      float(spread["ece-rs"].max() < spread["memit-history"].max()))
+claim(
+    "... because of neurons and anchors",
+    "atlas",
+    "12",
+    "–",
+    "MEMIT with a history moves by "
+    f"{spread['memit-history'].max():.1f} points at most, ECE-RS by "
+    f"{spread['ece-rs'].max():.1f}",
+    float(spread["ece-rs"].max() < spread["memit-history"].max()),
+)
+
+shown()
 
 # %% [markdown]
 # ## Neurons, groups, thresholds
@@ -131,36 +211,71 @@ claim("... because of neurons and anchors", "atlas", "12", "–",
 # %% tags=["hide-input"]
 cut = read("grid", "threshold", "threshold-others").cells()
 cut = cut.query("when == 'after' and metric == 'score'")
-curve = cut.pivot_table(index="p", columns=["model", "method"],
-                        values="value")
+curve = cut.pivot_table(
+    index="p", columns=["model", "method"], values="value"
+)
 full = (curve.idxmax() == 1).sum()
 dear = (curve.max() - curve.loc[0.8]).max()
-claim("p = 0.8 is a good share", "atlas", "13", "0.8 for all",
-      f"best p is 1 in {full} of {curve.shape[1]} cases; 0.8 costs up to "
-      f"{dear:.0f} points", float(dear < 1))
-claim("Facts of one relation use the same neurons", "real model", "21",
-      "grouped by them", "sets know the subject; two facts of one "
-      "relation share hardly more than any two", "does not hold")
+claim(
+    "p = 0.8 is a good share",
+    "atlas",
+    "13",
+    "0.8 for all",
+    f"best p is 1 in {full} of {curve.shape[1]} cases; 0.8 costs up to "
+    f"{dear:.0f} points",
+    float(dear < 1),
+)
+claim(
+    "Facts of one relation use the same neurons",
+    "real model",
+    "21",
+    "grouped by them",
+    "sets know the subject; two facts of one "
+    "relation share hardly more than any two",
+    "does not hold",
+)
+
+shown()
 
 # %% [markdown]
 # ## Time
 
 # %% tags=["hide-input"]
 lines = Path(f"{RESULTS}/bench.jsonl").read_text().splitlines()
-bench = pd.DataFrame([
-    {"model": record["model"], "stage": stage["stage"],
-     "total": stage["total"]}
-    for record in map(json.loads, lines) for stage in record["stages"]])
+bench = pd.DataFrame(
+    [
+        {
+            "model": record["model"],
+            "stage": stage["stage"],
+            "total": stage["total"],
+        }
+        for record in map(json.loads, lines)
+        for stage in record["stages"]
+    ]
+)
 total = bench.drop_duplicates(["model", "stage"], keep="last").pivot(
-    index="model", columns="stage", values="total")
+    index="model", columns="stage", values="total"
+)
 anchors, stop = (total.memit / total[way] for way in ("ece", "memit-stop"))
-claim("Anchors make the search for values faster", "atlas, 25 steps", "08",
-      "1.5 to 2.1 times MEMIT, for RS",
-      f"{anchors.min():.1f} to {anchors.max():.1f} times",
-      float((anchors > 1.5).mean()))
-claim("... and nothing simpler does it", "atlas", "08", "–",
-      f"MEMIT that stops when a fact is done: {stop.min():.1f} to "
-      f"{stop.max():.1f} times", float((anchors > stop).mean()))
+claim(
+    "Anchors make the search for values faster",
+    "atlas, 25 steps",
+    "08",
+    "1.5 to 2.1 times MEMIT, for RS",
+    f"{anchors.min():.1f} to {anchors.max():.1f} times",
+    float((anchors > 1.5).mean()),
+)
+claim(
+    "... and nothing simpler does it",
+    "atlas",
+    "08",
+    "–",
+    f"MEMIT that stops when a fact is done: {stop.min():.1f} to "
+    f"{stop.max():.1f} times",
+    float((anchors > stop).mean()),
+)
+
+shown()
 
 # %% [markdown]
 # ## The rest of the model
@@ -169,19 +284,33 @@ claim("... and nothing simpler does it", "atlas", "08", "–",
 side = tables.by_method(real)
 drop = (side.abilities_f1 - side.abilities_f1["unedited"]).drop("unedited")
 own = drop[drop.index.intersection(ECE)]
-claim("ECE leaves general abilities alone: six tasks",
-      "real model, 1,000 edits", "19", "as unedited",
-      f"mean F1 {own.mean():+.1f} points, on tasks that the model cannot "
-      "do", "cannot be told at this size")
+claim(
+    "ECE leaves general abilities alone: six tasks",
+    "real model, 1,000 edits",
+    "19",
+    "as unedited",
+    f"mean F1 {own.mean():+.1f} points, on tasks that the model cannot do",
+    "cannot be told at this size",
+)
 before, rise = side.perplexity["unedited"], side.perplexity["ece-rs"]
-claim("... and text that no edit is about", "real model, 1,000 edits",
-      "19", "as unedited", f"perplexity {before:.0f} -> {rise:.0f}",
-      float(rise < 1.05 * before))
+claim(
+    "... and text that no edit is about",
+    "real model, 1,000 edits",
+    "19",
+    "as unedited",
+    f"perplexity {before:.0f} -> {rise:.0f}",
+    float(rise < 1.05 * before),
+)
 least = side.perplexity.drop("unedited").sort_values()
-claim("... better than its rivals", "real model, 1,000 edits", "19",
-      "ROME, MEMIT collapse", "perplexity: " + ", ".join(
-          f"{name} {value:.0f}" for name, value in least.items()),
-      float(least.index[0] in ECE))
+claim(
+    "... better than its rivals",
+    "real model, 1,000 edits",
+    "19",
+    "ROME, MEMIT collapse",
+    "perplexity: "
+    + ", ".join(f"{name} {value:.0f}" for name, value in least.items()),
+    float(least.index[0] in ECE),
+)
 
 # %% tags=["hide-input"]
 from ece.evaluation.text_quality import fluency
@@ -189,33 +318,27 @@ from ece.evaluation.text_quality import fluency
 entropy, says = {}, {}
 for run in real.runs.itertuples():
     entropy[run.method] = sum(
-        fluency(case["after"]) for case in run.texts) / len(run.texts)
+        fluency(case["after"]) for case in run.texts
+    ) / len(run.texts)
     says[run.method] = sum(
-        case["target"] in case["after"] for case in run.texts)
+        case["target"] in case["after"] for case in run.texts
+    )
 for rival in ("rome", "memit"):
-    claim(f"{rival.upper()} writes no language any more, ECE does",
-          "real model, 1,000 edits", "20", "3 cases",
-          f"new answer in {says[rival]} of 20 texts, with ECE-RS in "
-          f"{says['ece-rs']}; word entropy {entropy[rival]:.0f} and "
-          f"{entropy['ece-rs']:.0f}", float(
-              entropy[rival] < entropy["ece-rs"]
-              and says[rival] < says["ece-rs"]))
+    claim(
+        f"{rival.upper()} writes no language any more, ECE does",
+        "real model, 1,000 edits",
+        "20",
+        "3 cases",
+        f"new answer in {says[rival]} of 20 texts, with ECE-RS in "
+        f"{says['ece-rs']}; word entropy {entropy[rival]:.0f} and "
+        f"{entropy['ece-rs']:.0f}",
+        float(
+            entropy[rival] < entropy["ece-rs"]
+            and says[rival] < says["ece-rs"]
+        ),
+    )
 
-# %% tags=["hide-input"]
-matrix = pd.DataFrame(rows, columns=["claim", "paper", "here", "verdict",
-                                     "chapter"]).set_index("claim")
-tables.table(matrix, "Claims of the paper and what was measured")
-
-# %% [markdown]
-# What to take away:
-#
-# - What holds: ROME does break a model in a long sequence, and ECE does not break with it; on
-#   CounterFact in our own world ECE is ahead of the paper's baselines; its anchors save time.
-# - What does not: MEMIT does not break here. The gain over it is the memory of earlier edits,
-#   which MEMIT can have too, and then it is ahead of ECE: on the real model in efficacy,
-#   generalization, specificity and perplexity. A smaller set of neurons gains nothing, and early
-#   stop saves as much time as anchors do.
-# - So edit with MEMIT's solve, a history and an early stop, and measure the text, not the tasks.
+shown()
 
 # %% [markdown]
 # The last cell asserts what this page has claimed.
@@ -232,6 +355,8 @@ assert found["ECE edits better than its baselines"] == "does not hold"
 assert found["... and nothing simpler does it"] == "does not hold"
 assert found["p = 0.8 is a good share"] == "does not hold"
 history, ece = side.loc["memit-history"], side.loc["ece-rs"]
-assert (history[["efficacy", "generalization", "specificity"]]
-        > ece[["efficacy", "generalization", "specificity"]]).all()
+assert (
+    history[["efficacy", "generalization", "specificity"]]
+    > ece[["efficacy", "generalization", "specificity"]]
+).all()
 assert history.perplexity < ece.perplexity
