@@ -57,7 +57,7 @@ first = steps.query("when == 'after' and edited == 100").query(
 path = pd.concat([steps.query("when == 'so_far'"), ends, first])
 path = path[["method", "edited", "metric", "value", "ci"]]
 
-
+# %% tags=["hide-input"]
 def over_edits(metric):
     """A row for each method, a column for each number of edits."""
     return path[path.metric == metric].pivot(
@@ -67,10 +67,10 @@ def over_edits(metric):
 def curve(metric, **kinds):
     """Draw one measure against the number of edits."""
     frame = path[path.metric == metric].sort_values("edited")
-    [ax] = plots.lines(frame, "edited", "value", by=None, columns=3, **kinds)
+    [ax] = plots.lines(
+        frame, "edited", "value", by=None, columns=3, **kinds)
     ax.set(xlabel="edits")
     return ax
-
 
 # %% [markdown]
 # ## What the unedited model can do
@@ -113,7 +113,8 @@ curve("abilities_f1", ylabel="mean F1, %")
 plt.show()
 
 # %% tags=["hide-input"]
-f1 = {name: over_edits(f"{task}_f1")[FACTS] for task, name in TASKS.items()}
+f1 = {name: over_edits(f"{task}_f1")[FACTS]
+      for task, name in TASKS.items()}
 by_task = pd.DataFrame(f1).loc[found.runs.method]
 by_task.loc["unedited"] = [pre[f"{task}_f1"] for task in TASKS]
 by_task["mean"] = by_task.mean(axis=1)
@@ -156,7 +157,8 @@ tables.table(after[list(DRIFT)].rename(columns=DRIFT),
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Score of the facts edited so far (above) and of the first hundred alone (below).", "name": "fig-side-retention"}, "image": {"alt": "Two charts of the score against 100 to 1,000 edits, one for all facts so far and one for the first hundred. All lines fall; ROME ends lowest and ECE-RS next."}}
 lasting = path[path.metric.isin(["score", "first_score"])].query(
-    "edited > 0").replace({"score": "all so far", "first_score": "first 100"})
+    "edited > 0").replace(
+    {"score": "all so far", "first_score": "first 100"})
 plots.lines(lasting, "edited", "value", by="metric", columns=3,
             ylabel="score, %")
 plt.show()
@@ -175,7 +177,8 @@ tables.table(shown, "All 1,000 facts at the end, %")
 # *Checked*: is the new statement, rather than the old one, judged true? Guessing gives 50.
 
 # %% tags=["hide-input"]
-PROBES = {"denied": "denied (0 is right)", "checked": "checked (100 is right)"}
+PROBES = {"denied": "denied (0 is right)",
+          "checked": "checked (100 is right)"}
 tables.table(after[list(PROBES)].rename(columns=PROBES),
              "Probes after 1,000 edits, % of 100 facts")
 
@@ -207,7 +210,8 @@ assert round(after.perplexity["rome"]) == 168397
 assert round(after.kl_neighbours["rome"]) == 7
 assert after.kl_neighbours[rivals].between(0.8, 1.2).all()
 assert of.score[["ece-rs", "memit-history"]].tolist() == [69.6, 78.2]
-assert after.score[rivals].idxmin() == kept[1000][rivals].idxmin() == "ece-rs"
+assert after.score[rivals].idxmin() == "ece-rs"
+assert kept[1000][rivals].idxmin() == "ece-rs"
 denied = after.denied.drop("unedited")
 assert denied.agg(["min", "max"]).tolist() == [60, 93]
 assert after.checked.between(44, 61).all()

@@ -47,7 +47,7 @@ found, missing = grid.results(GRID, ["sequence"], RESULTS)
 texts = {run.method: run.texts for run in found.runs.itertuples()}
 
 # %% [markdown]
-# ## Three facts, five models
+# ## Three facts, five edited models
 #
 # The facts are chosen by a rule, not by their texts: of the first twenty facts of the
 # sequence, which have 980 to 999 edits after them, those in places 1, 8 and 15. The text is the
@@ -71,8 +71,9 @@ def case(place):
         for name, text in rows.items())
     top = (f"{one['prompt']} <s>{one['true']}</s> "
            f"<strong>{one['target']}</strong>")
+    table = f"<table class='dataframe'>{body}</table>"
     return (f"<figure style='margin:0 0 1.5em 0'><figcaption>{top}"
-            f"</figcaption><table class='dataframe'>{body}</table></figure>")
+            f"</figcaption>{table}</figure>")
 
 
 HTML("".join(case(place) for place in PLACES))
@@ -150,6 +151,8 @@ stats = ece.second_moment(
 prompts = [fact.text for fact in facts]
 near = [text for fact in facts for text in fact.neighbours[:1]]
 ends, stopped = {"bare": "", "with an end": tokenizer.eos_token}, {}
+
+# %%
 for name, end in ends.items():
     state = ece.new_state(model, tokenizer, config)
     taught = [replace(f, target=f.target + end) for f in facts]

@@ -321,7 +321,8 @@ assert kind_alone < relation_alone <= 0.12
 assert relation_alone < 1.2 * kind_alone and random < other < kind_alone
 assert agree.loc["AS, RS"].min() > 0.95
 assert (agree.loc["RS, WI"] - agree.loc["RS, WI by chance"]).max() < 0.03
-assert rand.loc["subject", "K = 24"] > 0.5 > rand.loc["relation"].max() + 0.3
+assert rand.loc["subject", "K = 24"] > 0.5
+assert rand.loc["relation"].max() < 0.2
 width = ece.sites(model, config.layers)[0].weight.shape[1]
 for report in reports:
     share = np.mean(list(report.neurons.values())) / width

@@ -44,7 +44,7 @@ RESULTS = "../results"
 ECE = ["ece-as", "ece-wi", "ece-rs"]
 rows, verdicts = [], {}
 
-
+# %% tags=["hide-input"]
 def read(file, *names):
     """The results of some tables of a grid file."""
     found, _ = grid.results(f"../book/{file}.toml", names, RESULTS)
@@ -110,6 +110,8 @@ claim(
 )
 
 OLD = ["rome", "memit", "ft-l", "ft-w", "mend", "serac"]
+
+# %% tags=["hide-input"]
 for data, names in (
     (
         "counterfact",
@@ -142,6 +144,7 @@ for data, names in (
         float((behind > 0).mean()),
     )
 
+# %% tags=["hide-input"]
 shown()
 
 # %% [markdown]
@@ -170,6 +173,8 @@ real = read("grid-real", "sequence")
 steps = real.batches().query("when == 'so_far' and metric == 'score'")
 early = steps.query("edited == 100").set_index("method").value
 lost = early - tables.by_method(real).score.drop("unedited")
+
+# %% tags=["hide-input"]
 for rival in ("rome", "memit"):
     claim(
         f"ECE stays where {rival.upper()} falls",
@@ -192,6 +197,8 @@ claim(
     float((gain > 0).mean()),
 )
 spread = sizes.groupby("model").agg(lambda own: own.max() - own.min())
+
+# %% tags=["hide-input"]
 claim(
     "... because of neurons and anchors",
     "atlas",
@@ -225,6 +232,8 @@ claim(
     f"{dear:.0f} points",
     float(dear < 1),
 )
+
+# %% tags=["hide-input"]
 claim(
     "Facts of one relation use the same neurons",
     "real model",
@@ -265,6 +274,8 @@ claim(
     f"{anchors.min():.1f} to {anchors.max():.1f} times",
     float((anchors > 1.5).mean()),
 )
+
+# %% tags=["hide-input"]
 claim(
     "... and nothing simpler does it",
     "atlas",
@@ -302,6 +313,8 @@ claim(
     float(rise < 1.05 * before),
 )
 least = side.perplexity.drop("unedited").sort_values()
+
+# %% tags=["hide-input"]
 claim(
     "... better than its rivals",
     "real model, 1,000 edits",
@@ -323,6 +336,8 @@ for run in real.runs.itertuples():
     says[run.method] = sum(
         case["target"] in case["after"] for case in run.texts
     )
+
+# %% tags=["hide-input"]
 for rival in ("rome", "memit"):
     claim(
         f"{rival.upper()} writes no language any more, ECE does",

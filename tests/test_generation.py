@@ -6,7 +6,7 @@ from transformers import GenerationConfig
 
 from conftest import build
 from ece.errors import DataError
-from ece.evaluation.generation import generate, plain_sampling
+from ece.evaluation.generation import answer, generate, plain_sampling
 from ece.facts import encode
 
 PROMPTS = ["It is cold in", "Mira Velan lives in", "Ilo", "It is cold in Oslo, says"]
@@ -65,7 +65,9 @@ def test_the_generation_config_comes_back_after_an_error(model):
 
 def test_unusable_prompts_are_named(model, tokenizer):
     room = model.config.max_position_embeddings
-    with pytest.raises(DataError, match=f"'Ilo Ilo.* has .* tokens, and .* 1 to {room}; shorten"):
+    with pytest.raises(DataError, match=f"'Ilo Ilo.* has .* 0 more.* 1 to {room}: shorten"):
         generate(model, tokenizer, ["Ilo", "Ilo " * room], 2 * room)
+    with pytest.raises(DataError, match=f"'Ilo' has . tokens and gets {room} more"):
+        answer(model, tokenizer, ["Ilo"], room)
     with pytest.raises(DataError, match="prompts are 'It is cold'; give a list of texts"):
         generate(model, tokenizer, "It is cold")
