@@ -110,16 +110,14 @@ claim(
 )
 
 OLD = ["rome", "memit", "ft-l", "ft-w", "mend", "serac"]
+TABLES = {
+    "counterfact": "table1 table1-seeds table1-others table1-others-seeds",
+    "zsre": "zsre zsre-seeds zsre-trained",
+}
 
 # %% tags=["hide-input"]
-for data, names in (
-    (
-        "counterfact",
-        ("table1", "table1-seeds", "table1-others", "table1-others-seeds"),
-    ),
-    ("zsre", ("zsre", "zsre-seeds", "zsre-trained")),
-):
-    own = score(read("grid", *names), "model")
+for data, names in TABLES.items():
+    own = score(read("grid", *names.split()), "model")
     ahead = own[ECE].max(axis=1) - own[own.columns.intersection(OLD)].max(
         axis=1
     )
