@@ -18,16 +18,18 @@
 # works out from the stored results: **holds**, **holds in part**, **does not hold**. The
 # real model is SmolLM2-135M with CounterFact, the atlas are the three small models of our own
 # world. Neither is one of the paper's models: the verdicts are about the mechanism and these
-# models, and say nothing of GPT-J or Llama-3, where the same commands wait for a GPU.
+# models, and say nothing of GPT-J or Llama-3, where the same commands wait for a GPU. One row, on
+# relations, repeats what {doc}`21_places` computes and asserts.
 #
 # **What was found**
 #
 # - What holds: ROME does break a model in a long sequence, and ECE does not break with it; on
 #   CounterFact in our own world ECE is ahead of the paper's baselines; its anchors save time.
-# - What does not: MEMIT does not break here. The gain over it is the memory of earlier edits,
-#   which MEMIT can have too, and then it is ahead of ECE: on the real model in efficacy,
-#   generalization, specificity and perplexity. A smaller set of neurons gains nothing, and early
-#   stop saves as much time as anchors do.
+# - What does not: MEMIT does not break here. In our own world ECE's gain over it is the memory of
+#   earlier edits, which MEMIT can have too, and then it is ahead. On the real model it is ahead
+#   without it; with it, after 1,000 edits, in efficacy, generalization, specificity and
+#   perplexity (one seed). A smaller set of neurons gains nothing, and early stop saves as much
+#   time as anchors do.
 # - So edit with MEMIT's solve, a history and an early stop, and measure the text, not the tasks.
 
 # %% tags=["hide-input"]
@@ -293,14 +295,23 @@ shown()
 side = tables.by_method(real)
 drop = (side.abilities_f1 - side.abilities_f1["unedited"]).drop("unedited")
 own = drop[drop.index.intersection(ECE)]
+TASKS = ("sst2", "mrpc", "mmlu", "cola", "rte", "nli")
+share = {t: side.loc["unedited", f"{t}_accuracy"] / 100 for t in TASKS}
+constant = sum(  # F1 of a model that gives one answer to all items
+    abs(side.loc["unedited", f"{t}_f1"] - 200 * a**2 / (1 + a)) < 0.01
+    for t, a in share.items()
+)
 claim(
     "ECE leaves general abilities alone: six tasks",
     "real model, 1,000 edits",
     "19",
     "as unedited",
-    f"mean F1 {own.mean():+.1f} points, on tasks that the model cannot do",
-    "cannot be told at this size",
+    f"mean F1 {own.mean():+.1f} points; on {constant} of 6 tasks the "
+    "unedited model gives one answer to all items",
+    "cannot be told" if constant > 3 else float(own.mean() > -1),
 )
+
+# %% tags=["hide-input"]
 before, rise = side.perplexity["unedited"], side.perplexity["ece-rs"]
 claim(
     "... and text that no edit is about",
@@ -373,3 +384,4 @@ assert (
     > ece[["efficacy", "generalization", "specificity"]]
 ).all()
 assert history.perplexity < ece.perplexity
+assert main["memit"] > best

@@ -133,7 +133,7 @@ class View(nn.Module):
         return texts
 
     def _continue(self, rows: list[list[int]], count: int, options) -> Int[Tensor, "row token"]:
-        """Draw `count` new tokens per row without a trace on the global random numbers."""
+        """Draw `count` new tokens per row; the caller's random numbers stay as they were."""
         ids, mask = (tensor.to(self.device) for tensor in pad_rows(rows, "left"))
         options = {k: v for k, v in options.items() if k not in ("attention_mask", "min_length")}
         with torch.random.fork_rng([] if ids.device.type == "cpu" else [ids.device]):

@@ -4,8 +4,8 @@
     ece bench --model smollm2-135m --world --naive 10 --edits 0 --json
     ece bench --shapes gpt2-xl,gpt-j-6b,llama-3-8b --device cuda --dtype bfloat16 --json
 
-The second runs models of the named shapes with random weights, whose cost is that of the real
-ones as long as nothing stops early.
+The last runs models of the named shapes with random weights, whose cost is that of the real ones
+as long as nothing stops early.
 """
 
 import json
