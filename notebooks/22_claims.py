@@ -78,8 +78,7 @@ def shown():
     """The claims of this section as a table, and none left over."""
     lines = [("claim", "the paper", "here", "verdict")]
     for name, paper, here, verdict, page in rows:
-        file = next(Path().glob(f"{page}_*.py")).with_suffix(".html")
-        more = f"{here} (<a href='{file}'>more</a>)"
+        more = f"{here} (<a href='{page}.html'>more</a>)"
         lines.append((name, paper, more, f"<b>{verdict}</b>"))
     rows.clear()
     kinds = ["th", *["td"] * (len(lines) - 1)]
@@ -104,7 +103,7 @@ rival = main["memit"]
 claim(
     "ECE edits better than its baselines",
     "real model, 500 edits",
-    "10",
+    "10_table1",
     "best score",
     f"best of ECE {best:.1f}, MEMIT {rival:.1f}, MEMIT with history "
     f"{main['memit-history']:.1f}",
@@ -126,7 +125,7 @@ for data, names in TABLES.items():
     claim(
         f"ECE edits better, {data}",
         "atlas, 300 edits",
-        "10",
+        "10_table1",
         "best score",
         f"ahead of all on {(ahead > 0).sum()} of "
         f"{len(ahead)} models, by {ahead.min():+.1f} to "
@@ -137,7 +136,7 @@ for data, names in TABLES.items():
     claim(
         f"... and not only by its history, {data}",
         "atlas",
-        "14",
+        "14_parts",
         "–",
         f"best of ECE against MEMIT with history: "
         f"{behind.min():+.1f} to {behind.max():+.1f}",
@@ -162,7 +161,7 @@ for model, own in span.groupby("model"):
     claim(
         f"ECE stays where ROME falls, {model}",
         f"{own.index[-1]} edits",
-        "11",
+        "11_edits",
         "stable",
         f"ECE-RS loses {lost['ece-rs']:.0f} points, ROME "
         f"{lost['rome']:.0f}",
@@ -179,7 +178,7 @@ for rival in ("rome", "memit"):
     claim(
         f"ECE stays where {rival.upper()} falls",
         "real model, 100 to 1,000 edits",
-        "11",
+        "11_edits",
         "stable",
         f"ECE-RS loses {lost['ece-rs']:.0f}"
         f" points, {rival.upper()} {lost[rival]:.0f}",
@@ -191,7 +190,7 @@ gain = (sizes["ece-rs"] - sizes["memit"]).dropna()
 claim(
     "ECE is better than MEMIT at every batch size",
     "atlas",
-    "12",
+    "12_batch_size",
     "all sizes",
     f"in {(gain > 0).sum()} of {len(gain)} cases",
     float((gain > 0).mean()),
@@ -202,7 +201,7 @@ spread = sizes.groupby("model").agg(lambda own: own.max() - own.min())
 claim(
     "... because of neurons and anchors",
     "atlas",
-    "12",
+    "12_batch_size",
     "–",
     "MEMIT with a history moves by "
     f"{spread['memit-history'].max():.1f} points at most, ECE-RS by "
@@ -226,7 +225,7 @@ dear = (curve.max() - curve.loc[0.8]).max()
 claim(
     "p = 0.8 is a good share",
     "atlas",
-    "13",
+    "13_threshold",
     "0.8 for all",
     f"best p is 1 in {full} of {curve.shape[1]} cases; 0.8 costs up to "
     f"{dear:.0f} points",
@@ -237,7 +236,7 @@ claim(
 claim(
     "Facts of one relation use the same neurons",
     "real model",
-    "21",
+    "21_places",
     "grouped by them",
     "sets know the subject; two facts of one "
     "relation share hardly more than any two",
@@ -269,7 +268,7 @@ anchors, stop = (total.memit / total[way] for way in ("ece", "memit-stop"))
 claim(
     "Anchors make the search for values faster",
     "atlas, 25 steps",
-    "08",
+    "08_speed",
     "1.5 to 2.1 times MEMIT, for RS",
     f"{anchors.min():.1f} to {anchors.max():.1f} times",
     float((anchors > 1.5).mean()),
@@ -279,7 +278,7 @@ claim(
 claim(
     "... and nothing simpler does it",
     "atlas",
-    "08",
+    "08_speed",
     "–",
     f"MEMIT that stops when a fact is done: {stop.min():.1f} to "
     f"{stop.max():.1f} times",
@@ -304,7 +303,7 @@ constant = sum(  # F1 of a model that gives one answer to all items
 claim(
     "ECE leaves general abilities alone: six tasks",
     "real model, 1,000 edits",
-    "19",
+    "19_side_effects",
     "as unedited",
     f"mean F1 {own.mean():+.1f} points; on {constant} of 6 tasks the "
     "unedited model gives one answer to all items",
@@ -316,7 +315,7 @@ before, rise = side.perplexity["unedited"], side.perplexity["ece-rs"]
 claim(
     "... and text that no edit is about",
     "real model, 1,000 edits",
-    "19",
+    "19_side_effects",
     "as unedited",
     f"perplexity {before:.0f} -> {rise:.0f}",
     float(rise < 1.05 * before),
@@ -327,7 +326,7 @@ least = side.perplexity.drop("unedited").sort_values()
 claim(
     "... better than its rivals",
     "real model, 1,000 edits",
-    "19",
+    "19_side_effects",
     "ROME, MEMIT collapse",
     "perplexity: "
     + ", ".join(f"{name} {value:.0f}" for name, value in least.items()),
@@ -351,7 +350,7 @@ for rival in ("rome", "memit"):
     claim(
         f"{rival.upper()} writes no language any more, ECE does",
         "real model, 1,000 edits",
-        "20",
+        "20_texts",
         "3 cases",
         f"new answer in {says[rival]} of 20 texts, with ECE-RS in "
         f"{says['ece-rs']}; word entropy {entropy[rival]:.0f} and "
