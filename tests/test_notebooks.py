@@ -6,6 +6,7 @@ that was never run, and one whose tags exclude it from comparison. Both are chec
 
 import base64
 import io
+import re
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -65,6 +66,13 @@ def test_code_fits_the_page(source):
             wide = [line for line in lines if len(line) > WIDEST_LINE]
             assert not wide, f"cell {number} is wider than {WIDEST_LINE} characters"
             assert len(lines) <= LONGEST_CELL, f"cell {number} has {len(lines)} lines"
+
+
+@each_chapter
+def test_a_chapter_looks_for_no_files_beside_it(source):
+    """`make book` runs chapters in a folder of their own, where the other sources are not."""
+    code = "\n".join(cell.source for cell in stored(source).cells if cell.cell_type == "code")
+    assert not re.search(r"Path\(\)|cwd\(|listdir|scandir", code)
 
 
 # Comparison with the stored outputs.
