@@ -12,7 +12,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, make_dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from ece.errors import EditError, checked
 from ece.evaluation.metrics import KINDS
-from ece.experiments import grid, tune
+from ece.experiments import edit, grid, tune
 from ece.experiments.flags import flags_of, parse, read_options
 from ece.experiments.inputs import check_writable
 from ece.experiments.results import TIMES, ResultError, collect, read_record, write_record
@@ -101,13 +102,23 @@ def _run(words: list[str]) -> None:
     settings, output = Settings(**vars(chosen.settings), config=own), Output(**vars(chosen.output))
     if output.out is not None:
         _check_out(Path(output.out), settings)
-    show = output.progress or sys.stderr.isatty()
-    with tqdm(disable=not show, file=sys.stderr) as bar:
-        progress = partial(_advance, bar)
+    with _bar(output.progress) as progress:
         record = run(settings, progress=progress, work=output.work, cache=output.cache)
     if output.out is not None:
         write_record(record, output.out)
     sys.stdout.write(json.dumps(record, allow_nan=False) + "\n" if output.json else _table(record))
+
+
+def _edit(words: list[str]) -> None:
+    """Edit facts of your own, from a CSV table, and save what changed."""
+    options = read_options(edit.Options, words, "ece edit")
+    with _bar() as progress:
+        edit.main(options, progress)
+
+
+def _edits(words: list[str]) -> None:
+    """List files of edits, and tell whether a model has them."""
+    edit.listing(read_options(edit.Listing, words, "ece edits"))
 
 
 def _grid(words: list[str]) -> None:
@@ -142,7 +153,7 @@ def _atlas(words: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
-    "run": _run, "grid": _grid, "tune": _tune, "collect": _collect, "bench": _bench,
+    "edit": _edit, "edits": _edits, "run": _run, "grid": _grid, "tune": _tune, "collect": _collect, "bench": _bench,
     "atlas": _atlas,
 }  # fmt: skip
 
@@ -162,6 +173,13 @@ def _named_flag(message: str) -> str:
     """Put the flag in front of a message about a setting."""
     found = re.match(r"setting '(\w+)'", message)
     return f"argument --{found[1].replace('_', '-')}: {message}" if found else message
+
+
+@contextmanager
+def _bar(always: bool = False) -> Iterator[Callable]:
+    """Draw a progress bar in the block, where standard error is a terminal."""
+    with tqdm(disable=not (always or sys.stderr.isatty()), file=sys.stderr) as bar:
+        yield partial(_advance, bar)
 
 
 def _advance(bar: tqdm, stage: str, done: int, total: int) -> None:

@@ -6,6 +6,9 @@ disk and a folder that cannot be written to.
 
 - A state for yourself: `save_state(model, state, folder)` writes `folder/state.safetensors`, and
   `load_state(model, folder)` brings the unedited model to it.
+- Edits for others: `save_edits(path, edits_since(before, model, facts))` writes what changed since
+  `before = snapshot(model, layers)`, `toggle(model, load_edits(path))` applies it or takes it back,
+  and `save_adapter` writes it for the library peft.
 - A run: `with Folder(path) as folder` locks a folder; `run_sequence(..., folder)` edits there.
   It holds `run` (facts, settings, model, statistics: who comes with others is refused),
   `state-00020` (after so many batches), `batch-00021` (each since), `report-00021` (of every
@@ -17,7 +20,9 @@ disk and a folder that cannot be written to.
 Beside these lie empty ".lock" files, which the operating system frees when their process ends.
 """
 
+from ece.storage.adapter import save_adapter
 from ece.storage.archive import check_identity, checksum, load, save
+from ece.storage.edits import EditSet, edits_since, load_edits, save_edits, snapshot, toggle
 from ece.storage.files import remove, write
 from ece.storage.folder import Folder
 from ece.storage.journal import load_state, run_sequence, save_state
@@ -25,10 +30,13 @@ from ece.storage.lock import locked
 from ece.storage.second_moments import load_moments, moments, save_moments
 
 __all__ = [
+    "EditSet",
     "Folder",
     "check_identity",
     "checksum",
+    "edits_since",
     "load",
+    "load_edits",
     "load_moments",
     "load_state",
     "locked",
@@ -36,7 +44,11 @@ __all__ = [
     "remove",
     "run_sequence",
     "save",
+    "save_adapter",
+    "save_edits",
     "save_moments",
     "save_state",
+    "snapshot",
+    "toggle",
     "write",
 ]

@@ -1,0 +1,154 @@
+"""Edits facts of one's own, from a table, and saves what changed: the commands edit and edits."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+from tyro.conf import Positional
+
+from ece import Fact, edit_sequence, load
+from ece.data.table import facts_from_table
+from ece.data.texts import PYTHON_DOCS
+from ece.errors import ConfigError, checked
+from ece.evaluation.generation import answer
+from ece.evaluation.metrics import KINDS, evaluate
+from ece.experiments.inputs import check_writable, statistics
+from ece.experiments.spec import Count, Dtype, Settings
+from ece.model import fingerprint
+from ece.storage import edits_since, load_edits, save_adapter, save_edits, snapshot
+from ece.storage.edits import EditSet, standing
+
+SHOWN, TOKENS = 10, 8
+"""Facts whose answers are shown, and their length in tokens."""
+
+
+@checked
+class Options:
+    """Edit the facts of a CSV table into a model, and save what changed."""
+
+    file: Positional[str] = "facts.csv"
+    """CSV table with the columns prompt (with {} for the subject), subject and target; where they
+    are known also true, relation, paraphrases and neighbours."""
+    model: str = "smollm2-135m"
+    """Embedded model, hub name, folder or GGUF file."""
+    method: str = "ece-plus"
+    """ECE with one of its scores, or a rival that edits weights in closed form."""
+    batch: Count = 100
+    """Facts written at once."""
+    device: str | None = None
+    """Where the model goes, as torch names it, or "auto"; without it the CPU."""
+    dtype: Dtype = "float32"
+    """Number format of the weights."""
+    preset: str | None = None
+    """Preset file with the model's numbers, as `ece tune` writes it; without it the model's own."""
+    stats: str | None = None
+    """File of second moments: read if it is there, otherwise written."""
+    stats_text: str | None = None
+    """Plain text for the second moments, one document a line; without it that of the embedded
+    world for its models, and Python's language reference for all others."""
+    stats_tokens: Count = 100_000
+    """Largest number of tokens that the second moments are taken over."""
+    out: str = "edits.safetensors"
+    """File for the edits, from which they are applied and taken back."""
+    adapter: str | None = None
+    """Folder for the edits as a LoRA adapter."""
+    save: str | None = None
+    """Folder for the whole edited model, as transformers reads it."""
+    json: bool = False
+    """Print one line of JSON instead of a table."""
+
+    def settings(self, count: int) -> Settings:
+        """Say the same as the settings of a run, which checks them."""
+        shared = ("model", "method", "device", "dtype", "preset", "stats", "stats_tokens")
+        embedded = self.model.startswith("atlas-")
+        text = self.stats_text or (None if embedded or self.stats else PYTHON_DOCS)
+        found = {name: getattr(self, name) for name in shared}
+        made = Settings(**found, facts=count, batch=min(self.batch, count), stats_text=text)
+        if not made.edits:
+            raise ConfigError(f"setting 'method' is {self.method!r}; it edits no chosen layers, so "
+                              "there are no edits to save; choose another")  # fmt: skip
+        return made
+
+
+def main(options: Options, progress: Callable) -> None:
+    """Edit, measure before and after, save, and print what was done."""
+    facts = facts_from_table(options.file)
+    settings = options.settings(len(facts))
+    for path in filter(None, (Path(options.out).parent, options.adapter, options.save)):
+        check_writable(path)
+    model, tokenizer = load(options.model, options.device, getattr(torch, options.dtype))
+    config, strategy = settings.configure(), settings.strategy()
+    mark = fingerprint(model)
+    stats, _ = statistics(model, tokenizer, settings, config, strategy, mark, None, progress)
+    old, before = _measured(model, tokenizer, facts), snapshot(model, config.layers)
+    more = {"strategy": strategy, "progress": progress}
+    edit_sequence(model, tokenizer, facts, stats, config, settings.batch, **more)
+    new = _measured(model, tokenizer, facts)
+    rates = {"before": old["rates"], "after": new["rates"]}
+    about = {"model": settings.short, "method": options.method, "batch": settings.batch, **rates}
+    edits = edits_since(before, model, facts, about)
+    save_edits(options.out, edits)
+    record = {**about, "facts": len(facts), "neurons": edits.neurons, "bytes": edits.bytes}
+    if options.adapter is not None:
+        record["adapter_error"] = save_adapter(options.adapter, model, edits)
+    if options.save is not None:
+        model.save_pretrained(options.save)
+        tokenizer.save_pretrained(options.save)
+    said = {"said before": old["said"], "says now": new["said"]}
+    text = json.dumps(record) + "\n" if options.json else _table(options, facts, record, said)
+    sys.stdout.write(text)
+
+
+def _measured(model: nn.Module, tokenizer, facts: list[Fact]) -> dict:
+    """Measure how often the target is the likeliest answer, and what is said to some prompts."""
+    rates = evaluate(model, tokenizer, facts).summary("top1")
+    prompts = [fact.text for fact in facts[:SHOWN]]
+    return {"rates": {kind: rates.get(f"{kind}_top1", rates.get(kind)) for kind in KINDS},
+            "said": answer(model, tokenizer, prompts, TOKENS)}  # fmt: skip
+
+
+def _table(options: Options, facts: list[Fact], record: dict, said: dict) -> str:
+    """Show what the model says before and after, and what was saved."""
+    texts = pd.DataFrame({"prompt": [fact.text for fact in facts[:SHOWN]], **said})
+    names = {"efficacy": "the prompts themselves", "generalization": "their paraphrases",
+             "specificity": "neighbours (the old answer)"}  # fmt: skip
+    rates = pd.DataFrame({when: record[when] for when in ("before", "after")}).rename(names)
+    size = f"{record['bytes'] / 1e6:.1f} MB, {record['neurons']} columns"
+    wide = {"float_format": "{:.1f}".format, "na_rep": "-"}
+    parts = [texts.to_string(index=False, justify="left"), "",
+             "right answer the likeliest, in percent:", rates.dropna().astype(float)
+             .to_string(**wide), "", f"{options.out}: {size}"]  # fmt: skip
+    if "adapter_error" in record:
+        parts.append(f"{options.adapter}: adapter, relative error {record['adapter_error']:.1e}")
+    if options.save is not None:
+        parts.append(f"{options.save}: the edited model")
+    return "\n".join(parts) + "\n"
+
+
+@checked
+class Listing:
+    """List files of edits, and tell whether a model has them."""
+
+    files: Positional[tuple[str, ...]] = ("edits.safetensors",)
+    """Files that `ece edit` wrote, as a.safetensors,b.safetensors."""
+    model: str | None = None
+    """Model to compare: "unedited" or "edited" by each, or neither."""
+
+
+def listing(options: Listing) -> None:
+    """Print one line per file."""
+    model = load(options.model)[0] if options.model else None
+    rows = [_row(path, load_edits(path), model) for path in options.files]
+    sys.stdout.write(pd.DataFrame(rows).to_string(index=False) + "\n")
+
+
+def _row(path: str, edits: EditSet, model: nn.Module | None) -> dict:
+    """Describe one file of edits."""
+    row = {"file": path, "facts": len(edits.facts), "method": edits.about.get("method", "-"),
+           "layers": ",".join(map(str, edits.columns)), "columns": edits.neurons,
+           "MB": round(edits.bytes / 1e6, 2)}  # fmt: skip
+    return row if model is None else row | {"model is": standing(model, edits)}
