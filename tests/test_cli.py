@@ -250,7 +250,9 @@ def test_the_command_lists_its_subcommands(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert all(any(line.split()[:1] == [name] for line in lines) for name in COMMANDS)
     assert main(["frobnicate"]) == 2
-    assert "usage: ece {run,grid,tune,collect,bench,atlas}" in capsys.readouterr().err
+    assert (
+        "usage: ece {edit,edits,run,grid,tune,collect,bench,plan,atlas}" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "run"])

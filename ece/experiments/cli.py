@@ -145,6 +145,13 @@ def _bench(words: list[str]) -> None:
     main(read_options(Options, words, "ece bench"))
 
 
+def _plan(words: list[str]) -> None:
+    """Compute what editing a model will take, from its configuration alone."""
+    from ece.bench import plan
+
+    plan.main(read_options(plan.Options, words, "ece plan"))
+
+
 def _atlas(words: list[str]) -> int:
     """Train the embedded models, or check what they know."""
     from ece.atlas.command import Options, main  # imports the trainer
@@ -153,8 +160,8 @@ def _atlas(words: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
-    "edit": _edit, "edits": _edits, "run": _run, "grid": _grid, "tune": _tune, "collect": _collect, "bench": _bench,
-    "atlas": _atlas,
+    "edit": _edit, "edits": _edits, "run": _run, "grid": _grid, "tune": _tune,
+    "collect": _collect, "bench": _bench, "plan": _plan, "atlas": _atlas,
 }  # fmt: skip
 
 

@@ -98,22 +98,22 @@ def main(options: Options, progress: Callable) -> None:
     if options.save is not None:
         model.save_pretrained(options.save)
         tokenizer.save_pretrained(options.save)
-    said = {"said before": old["said"], "says now": new["said"]}
-    text = json.dumps(record) + "\n" if options.json else _table(options, facts, record, said)
+    answers = {"answer before": old["answers"], "answer now": new["answers"]}
+    text = json.dumps(record) + "\n" if options.json else _table(options, facts, record, answers)
     sys.stdout.write(text)
 
 
 def _measured(model: nn.Module, tokenizer, facts: list[Fact]) -> dict:
-    """Measure how often the target is the likeliest answer, and what is said to some prompts."""
+    """Measure how often the target is the likeliest answer, and what answers some prompts get."""
     rates = evaluate(model, tokenizer, facts).summary("top1")
     prompts = [fact.text for fact in facts[:SHOWN]]
     return {"rates": {kind: rates.get(f"{kind}_top1", rates.get(kind)) for kind in KINDS},
-            "said": answer(model, tokenizer, prompts, TOKENS)}  # fmt: skip
+            "answers": answer(model, tokenizer, prompts, TOKENS)}  # fmt: skip
 
 
-def _table(options: Options, facts: list[Fact], record: dict, said: dict) -> str:
-    """Show what the model says before and after, and what was saved."""
-    texts = pd.DataFrame({"prompt": [fact.text for fact in facts[:SHOWN]], **said})
+def _table(options: Options, facts: list[Fact], record: dict, answers: dict) -> str:
+    """Show the answers before and after, and what was saved."""
+    texts = pd.DataFrame({"prompt": [fact.text for fact in facts[:SHOWN]], **answers})
     names = {"efficacy": "the prompts themselves", "generalization": "their paraphrases",
              "specificity": "neighbours (the old answer)"}  # fmt: skip
     rates = pd.DataFrame({when: record[when] for when in ("before", "after")}).rename(names)

@@ -64,15 +64,19 @@ def load(name: str | PathLike, device: str | None = None, dtype: torch.dtype | N
     return model, tokenizer
 
 
-def depth(name: str) -> int:
-    """Read how many blocks a model has, without loading it; `name` as for `load`."""
+def configuration(name: str):
+    """Read a model's configuration without loading it; `name` as for `load`."""
     try:
-        config = AutoConfig.from_pretrained(_source(name), trust_remote_code=False)
+        return AutoConfig.from_pretrained(_source(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"model '{name}' has no preset, and its configuration cannot be read "
                          f"({why}); name another model or a preset file") from error  # fmt: skip
-    return config.get_text_config().num_hidden_layers
+
+
+def depth(name: str) -> int:
+    """Read how many blocks a model has, without loading it; `name` as for `load`."""
+    return configuration(name).get_text_config().num_hidden_layers
 
 
 def _source(name: str) -> str:

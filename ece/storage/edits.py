@@ -101,7 +101,7 @@ def standing(model: nn.Module, edits: EditSet) -> Literal["unedited", "edited"]:
     now = mark(model, tuple(edits.bits))
     if now not in (edits.unedited, edits.edited):
         raise StateError("these edits were made on another model, or on this one in another state; "
-                         "load that, and apply edits in the order in which they were made")  # fmt: skip
+                         "load that; sets go on in the order in which they were made")  # fmt: skip
     return "edited" if now == edits.edited else "unedited"
 
 
@@ -138,6 +138,6 @@ def _swap(model: nn.Module, edits: EditSet) -> None:
 
 
 def _bits(weight: Tensor) -> Tensor:
-    """The same memory as whole numbers."""
+    """View the same memory as whole numbers."""
     weight = weight.contiguous()
     return weight.view(BITS[weight.element_size()])

@@ -1,0 +1,215 @@
+"""Computes what editing a model will take, from its configuration alone: the command `ece plan`.
+
+Nothing here is measured. Memory is that of the tensors the method makes, time that of its matrix
+products at a share of the device's peak. `tests/test_plan.py` compares both with runs.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from tyro.conf import Positional
+
+from ece import presets
+from ece.config import Positive, Share
+from ece.data.schema import read_text
+from ece.errors import ConfigError, EditError, ModelError, checked
+from ece.experiments.spec import Count, Dtype
+from ece.loading import configuration
+from ece.model import blocks, sites
+
+DOUBLE = torch.double.itemsize
+STATES = 14
+"""States of the stream's width that a block holds per token for the backward pass, about."""
+
+
+@checked
+class Options:
+    """Compute memory and time of editing a model, from its configuration, before any download."""
+
+    model: Positional[str] = "llama.json"
+    """The model's config.json, or an embedded model, a hub name or a folder."""
+    layers: tuple[int, ...] | None = None
+    """Edit layers; those of the model's preset, or suggested by its depth."""
+    facts: Count = 100
+    """Facts of a batch."""
+    steps: Positive = 25.0
+    """Gradient steps of a fact, on average: the schedule's, or fewer with early stop."""
+    rows: Count = 7
+    """Texts of a fact: its prompt, that with random prefixes, and one more."""
+    tokens: Count = 24
+    """Tokens of such a text."""
+    suffix: Count = 6
+    """Tokens from the subject's last to the target's, which every step runs."""
+    neurons: Share = 1.0
+    """Share of an edit layer's neurons that are chosen."""
+    stats_tokens: Count = 100_000
+    """Tokens of the second moments."""
+    max_tokens: Count = 16384
+    """Tokens that one pass holds, as the method's setting of that name."""
+    dtype: Dtype = "bfloat16"
+    """Number format of the weights."""
+    gpus: tuple[Count, ...] = (1, 2, 4, 8)
+    """Numbers of devices to plan for; they share the weights, not the work."""
+    memory: Positive = 80.0
+    """Memory of a device, in 10^9 bytes."""
+    teraflops: Positive = 400.0
+    """Products of the weights' format that a device reaches, in 10^12 FLOP/s."""
+    teraflops64: Positive = 20.0
+    """The same in float64, in which the update is solved for."""
+    json: bool = False
+    """Print one line of JSON instead of a table."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the arithmetic needs to know of a model."""
+
+    weights: int
+    """All parameters."""
+    block: int
+    """Parameters of one block."""
+    head: int
+    """Parameters of the output head."""
+    depth: int
+    width: int
+    ff: int
+    """Neurons of an edit layer."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's cost."""
+
+    name: str
+    flops: float | int
+    double: float | int = 0
+    """The part of it in float64."""
+
+
+def shape(config) -> Shape:
+    """Read a model's sizes off a copy without memory."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    every, site = blocks(model), sites(model, (0,))[0]
+    head = model.get_output_embeddings().weight.numel()
+    sizes = (_size(model), _size(every[0]), head, len(every))
+    return Shape(*sizes, *site.weight.shape)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def stages(model: Shape, layers: tuple[int, ...], options: Options) -> Iterator[Stage]:
+    """List the work: second moments once per model, the rest once per batch.
+
+    A product with a matrix of n numbers takes 2 n operations per token, and in a descent as many
+    again for the gradient of its input; the weights have none.
+    """
+    below, above = layers[-1] + 1, model.depth - layers[-1] - 1
+    rows, run = options.facts * options.rows, 2 * model.block
+    moments = 2 * model.ff**2 * options.stats_tokens * len(layers)
+    yield Stage("second moments, once", options.stats_tokens * run * below + moments, moments)
+    yield Stage("below the values", rows * options.tokens * run * model.depth)
+    step = options.suffix * run * above + 2 * model.head
+    yield Stage("descent", rows * step * (2 * options.steps + 1))
+    yield Stage("keys", (rows - options.facts) * options.tokens * run * below)
+    chosen = round(options.neurons * model.ff)
+    one = chosen**3 / 3 + 2 * chosen**2 * options.facts + 2 * model.width * chosen * options.facts
+    yield Stage("solve", one * len(layers), one * len(layers))
+
+
+def memory(model: Shape, layers: tuple[int, ...], options: Options) -> dict[str, float | int]:
+    """List bytes: what stays, and what a pass and a solve hold for a while."""
+    item, squares = getattr(torch, options.dtype).itemsize, DOUBLE * model.ff**2
+    held = min(options.max_tokens, options.facts * options.rows * options.suffix)
+    above, chosen = model.depth - layers[-1] - 1, round(options.neurons * model.ff)
+    token = (STATES * model.width + 4 * model.ff) * above * item + 3 * model.head / model.width * 4
+    return {
+        "weights": model.weights * item,
+        "second moments": squares * len(layers),
+        "history": squares * len(layers),
+        "descent": held * token,
+        "solve": 2 * DOUBLE * chosen**2,
+    }
+
+
+def plan(options: Options) -> dict:
+    """Compute the whole plan; `fits` says for each number of devices what the fullest one holds.
+
+    Blocks are spread evenly over devices, and with them the edit layers; a pass or a solve happens
+    on one device at a time.
+    """
+    config = _configuration(options.model)
+    model = shape(config)
+    layers = options.layers or _layers(options.model, model.depth)
+    if not 0 <= layers[0] <= layers[-1] < model.depth - 1:
+        raise ConfigError(f"setting 'layers' is {layers}; the model has {model.depth} blocks, and "
+                          "a value needs one above it")  # fmt: skip
+    parts, fits = memory(model, layers, options), {}
+    for count in options.gpus:
+        here = -(-len(layers) // min(count, len(layers))) / len(layers)
+        most = parts["weights"] / count + here * (parts["second moments"] + parts["history"])
+        fits[count] = (most + max(parts["descent"] / count, parts["solve"])) / 1e9
+    work = [{**asdict(stage), "seconds": _seconds(stage, options)}
+            for stage in stages(model, layers, options)]  # fmt: skip
+    return {"model": options.model, "shape": asdict(model), "layers": list(layers),
+            "bytes": parts, "fullest": fits, "stages": work}  # fmt: skip
+
+
+def _seconds(stage: Stage, options: Options) -> float:
+    fast = (stage.flops - stage.double) / (options.teraflops * 1e12)
+    return fast + stage.double / (options.teraflops64 * 1e12)
+
+
+def _configuration(name: str):
+    """Read a model's configuration, from its own file or from where the model is."""
+    if not name.endswith(".json"):
+        return configuration(name)
+    try:
+        found = json.loads(read_text(Path(name), "a model's config.json"))
+        return AutoConfig.for_model(found.pop("model_type"), **found)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, EditError):
+            raise
+        raise ModelError(f"{name} is no configuration of a model ({error!r}); name the config.json "
+                         "of one that transformers knows") from error  # fmt: skip
+
+
+def _layers(name: str, depth: int) -> tuple[int, ...]:
+    known = presets.known(name)
+    return presets.configure(name, "ece-rs", depth=None if known else depth).layers
+
+
+def main(options: Options) -> None:
+    """Print the plan."""
+    found = plan(options)
+    sys.stdout.write(json.dumps(found) + "\n" if options.json else _table(found, options))
+
+
+def _table(found: dict, options: Options) -> str:
+    """Show memory, time and what fits."""
+    size = found["shape"]["weights"] / 1e9
+    head = (f"{found['model']}: {size:.2f} billion parameters in {options.dtype}, edit layers "
+            f"{','.join(map(str, found['layers']))}, {options.facts} facts a batch")  # fmt: skip
+    parts = pd.Series({name: part / 1e9 for name, part in found["bytes"].items()})
+    times = pd.Series({part["name"]: part["seconds"] for part in found["stages"]})
+    rows = {f"{n} x {options.memory:g} GB": [most, "yes" if most < options.memory else "no"]
+            for n, most in found["fullest"].items()}  # fmt: skip
+    fits = pd.DataFrame(rows, ["the fullest holds, GB", "fits"]).T
+    batch = times.iloc[1:].sum()
+    return "\n".join((
+        head, "Computed from the model's shape, not measured.", "",
+        "memory, GB", parts.to_string(float_format="{:.2f}".format), "",
+        fits.to_string(float_format="{:.1f}".format), "",
+        f"seconds at {options.teraflops:g} TFLOP/s, in float64 {options.teraflops64:g}",
+        times.to_string(float_format="{:.3f}".format),
+        f"a batch of {options.facts}: {batch:.2f} s, {options.facts / batch:.0f} facts a second",
+    )) + "\n"  # fmt: skip

@@ -1,0 +1,94 @@
+"""Facts from a table are edited, measured and saved by one command; bad tables are named."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ece import load
+from ece.data.table import facts_from_table
+from ece.errors import DataError
+from ece.experiments.cli import main
+from ece.facts import Fact
+from ece.storage import load_edits, toggle
+
+HEAD = "prompt,subject,target"
+ROWS = (
+    "{} lives in,Mira Velan,Oslo",
+    '"The trade of {}, all agree, is",Tor Asken,miller',
+)
+
+
+def table(folder, head: str = HEAD, rows=ROWS):
+    path = folder / "facts.csv"
+    path.write_text("\n".join((head, *rows)) + "\n")
+    return path
+
+
+def test_a_table_becomes_facts(tmp_path):
+    head = HEAD + ",true,paraphrases,neighbours"
+    rows = (f"{ROWS[0]},Rome,Mira Velan's home is | One finds Mira Velan in,", f"{ROWS[1]},,,X is")
+    one, other = facts_from_table(table(tmp_path, head, rows))
+    assert one == Fact("{} lives in", "Mira Velan", "Oslo", "Rome", id=1,
+        paraphrases=("Mira Velan's home is", "One finds Mira Velan in"))  # fmt: skip
+    assert other.neighbours == ("X is",) and other.paraphrases == () and other.id == 2
+
+
+@pytest.mark.parametrize(
+    "head, rows, named",
+    [
+        ("prompt,subject", ["{} a,b"], "column 'target'"),
+        (HEAD + ",colour", ["{} a,b,c,d"], "column 'colour'"),
+        (HEAD, [], "no rows"),
+        (HEAD, [ROWS[0], "{} lives in,Ilo,"], "row 2, column 'target'"),
+        (HEAD, ["lives in,Ilo,Oslo"], "row 1, column 'prompt'"),
+        (HEAD, ["{} and {},Ilo,Oslo"], "row 1, column 'prompt'"),
+        (HEAD, ["a,b,c,d,e", "a,b"], "facts.csv"),
+        (HEAD, ["a\0,b,c"], "binary"),
+    ],
+)
+def test_a_bad_table_is_an_error_that_names_the_place(head, rows, named, tmp_path):
+    with pytest.raises(DataError, match="facts.csv") as error:
+        facts_from_table(table(tmp_path, head, rows))
+    assert named in str(error.value)
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(DataError, match="nowhere.csv"):
+        facts_from_table(tmp_path / "nowhere.csv")
+
+
+def test_the_command_edits_saves_and_lists(tmp_path, capsys):
+    words = ["edit", str(table(tmp_path)), "--model", "atlas-gpt2", "--method", "ece-rs",
+             "--stats-tokens", "2000"]  # fmt: skip
+    places = {name: str(tmp_path / name) for name in ("out", "adapter", "save")}
+    assert main([*words, *sum(([f"--{n}", p] for n, p in places.items()), []), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["after"]["efficacy"] > record["before"]["efficacy"]
+    assert record["after"]["generalization"] is None and record["adapter_error"] < 1e-3
+
+    (model, _), edits = load("atlas-gpt2"), load_edits(places["out"])
+    assert toggle(model, edits) == "edited" and len(edits.facts) == record["facts"] == 2
+    plain = AutoModelForCausalLM.from_pretrained(places["save"])
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name]), name
+
+    assert main(["edits", places["out"], "--model", places["save"]]) == 0
+    assert capsys.readouterr().out.split()[-1] == "edited"
+    assert main(["edits", places["out"], "--model", "atlas-gpt2"]) == 0
+    assert capsys.readouterr().out.split()[-1] == "unedited"
+    assert main(["edits", places["out"], "--model", "atlas-llama"]) == 2
+
+
+def test_the_table_shows_answers_before_and_after(tmp_path, capsys):
+    words = ["edit", str(table(tmp_path)), "--model", "atlas-gpt2", "--method", "memit"]
+    assert main([*words, "--out", str(tmp_path / "out"), "--stats-tokens", "2000"]) == 0
+    shown = capsys.readouterr().out
+    assert "answer before" in shown and "Mira Velan lives in" in shown and " MB, " in shown
+
+
+def test_what_edits_no_layers_is_refused(tmp_path, capsys):
+    words = ["edit", str(table(tmp_path)), "--model", "atlas-gpt2", "--method", "retrieval"]
+    assert main(words) == 2
+    assert "--method" in capsys.readouterr().err
