@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from tyro.conf import Positional
 
 from ece import presets
@@ -141,14 +141,15 @@ def memory(model: Shape, layers: tuple[int, ...], options: Options) -> dict[str,
     }
 
 
-def plan(options: Options) -> dict:
-    """Compute the whole plan; `fits` says for each number of devices what the fullest one holds.
+def plan(options: Options, config: PretrainedConfig | None = None) -> dict:
+    """Compute the whole plan, of `config` if it is given.
+
+    "fullest" tells for each number of devices what the fullest one holds, in 10^9 bytes.
 
     Blocks are spread evenly over devices, and with them the edit layers; a pass or a solve happens
     on one device at a time.
     """
-    config = _configuration(options.model)
-    model = shape(config)
+    model = shape(config or _configuration(options.model))
     layers = options.layers or _layers(options.model, model.depth)
     if not 0 <= layers[0] <= layers[-1] < model.depth - 1:
         raise ConfigError(f"setting 'layers' is {layers}; the model has {model.depth} blocks, and "
