@@ -195,7 +195,8 @@ sizes = pd.Series({
     "the model": whole, "edits by ece-plus": every.bytes,
     "edits by ece-rs": edits.bytes, "adapter of rank 6": low})
 size_table = pd.DataFrame({
-    "MB": (sizes / 1e6).round(2), "% of the model": (100 * sizes / whole).round(2)})
+    "MB": (sizes / 1e6).round(2),
+    "% of the model": (100 * sizes / whole).round(2)})
 size_table
 
 # %% [markdown]
