@@ -133,6 +133,13 @@ def test_documented_commands_exist():
         assert named <= set(COMMANDS), f"{page.name} names {named - set(COMMANDS)}"
 
 
+def test_what_publishes_is_pinned_and_runs_known_commands():
+    workflow = (ROOT / ".github" / "workflows" / "book.yml").read_text()
+    used, commands = re.findall(r"uses: (\S+)", workflow), re.findall(r"run: make (\w+)", workflow)
+    assert len(used) > 4 and all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", name) for name in used)
+    assert commands == ["test", "book"]
+
+
 def test_options_reach_the_chapters():
     show = ["--eval", "show: ; @env; echo RUN=$(RUN)", "show"]
     plain = make(*show)
