@@ -98,11 +98,13 @@ def descend(
     parts, nll = objective.merge(objective.parts), objective.nll.clone()
     moments, losses = (torch.zeros_like(total), torch.zeros_like(total)), []
     for step in range(steps + 1):
-        gradient = torch.zeros_like(total)
-        for part in parts:
+        gradient, found = torch.zeros_like(total), torch.zeros_like(nll)
+        for part in objective.share(parts):
             at, last = part.facts, step == steps  # after the last step the loss alone
-            nll[at], some = _measure(part, total, owner, weight[at], norms[at], config, last)
+            found[at], some = _measure(part, total, owner, weight[at], norms[at], config, last)
             gradient += some
+        seen = torch.cat([part.facts for part in parts])
+        nll[seen], gradient = objective.total(found)[seen], objective.total(gradient)
         losses.append(nll.clone())
         live = _unfinished(nll, owner, weight, config)
         if step == steps or not live.any():

@@ -3,7 +3,7 @@
 import time
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from types import ModuleType
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,7 +26,7 @@ from ece.state import Batch, EditState, check_setting, learned, pushed, restore
 
 def compute_values(
     model: nn.Module, tokenizer, facts: list[Fact], state: EditState, config: Config,
-    engine: ModuleType = fast,
+    engine: Any = fast,
 ) -> Values:  # fmt: skip
     """Find the values of one batch from the model's present weights."""
     check_setting(model, config, state.strategy)
@@ -84,7 +84,7 @@ class _Change:
 
 def edit_batch(
     model: nn.Module, tokenizer, facts: list[Fact], stats: Stats, state: EditState, config: Config,
-    values: Values | None = None, engine: ModuleType = fast,
+    values: Values | None = None, engine: Any = fast,
 ) -> tuple[EditState, Report]:  # fmt: skip
     """Write `facts` into the model's weights, all of them or (on any error) none.
 

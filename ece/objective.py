@@ -40,6 +40,10 @@ class Objective:
     """Where the descent begins, if something is known of it (`ece.start`)."""
     merge: Callable[[list], list] = list
     """Puts small parts together, where that is faster."""
+    share: Callable[[list], list] = list
+    """Gives the parts that this process measures; all, if it is alone (`ece.engine.parallel`)."""
+    total: Callable[[Tensor], Tensor] = torch.clone
+    """Adds up what all processes found."""
 
     def take(self, facts: Int[Tensor, " some"]) -> "Objective":
         """Keep some facts, in the order given."""

@@ -1,7 +1,7 @@
 """Edit a sequence of batches, one after the other."""
 
 from collections.abc import Callable
-from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -21,7 +21,7 @@ def edit_sequence(
     model: nn.Module, tokenizer, facts: list[Fact], stats: Stats, config: Config, batch: int,
     strategy: Strategy | None = None, state: EditState | None = None,
     ahead: Callable[[int], Values] | None = None, on_batch: Callable | None = None,
-    progress: Callable | None = None, engine: ModuleType = fast,
+    progress: Callable | None = None, engine: Any = fast,
 ) -> tuple[EditState, list[Report]]:  # fmt: skip
     """Edit `facts` in batches of `batch`, in order.
 

@@ -2,17 +2,19 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import distributed, nn
 from tyro.conf import Positional
 
-from ece import Fact, edit_sequence, load
+from ece import Fact, edit_sequence, engine, load
 from ece.data.table import facts_from_table
 from ece.data.texts import PYTHON_DOCS
+from ece.engine.parallel import Together
 from ece.errors import ConfigError, checked
 from ece.evaluation.generation import answer
 from ece.evaluation.metrics import KINDS, evaluate
@@ -74,23 +76,46 @@ class Options:
         return made
 
 
-def main(options: Options, progress: Callable) -> None:
-    """Edit, measure before and after, save, and print what was done."""
+@contextmanager
+def crew() -> Iterator[Together | None]:
+    """Join the processes that `torchrun` started; None for a process alone."""
+    if not distributed.is_torchelastic_launched():
+        yield None
+        return
+    distributed.init_process_group()
+    try:
+        yield Together()
+    finally:
+        distributed.destroy_process_group()
+
+
+def main(options: Options, progress: Callable, together: Together | None = None) -> None:
+    """Edit, measure before and after, save, and print what was done.
+
+    Processes that work together each have a device of their own; the first one saves and prints.
+    """
     facts = facts_from_table(options.file)
     settings = options.settings(len(facts))
     for path in filter(None, (Path(options.out).parent, options.adapter, options.save)):
         check_writable(path)
-    model, tokenizer = load(options.model, options.device, getattr(torch, options.dtype))
+    device = options.device
+    if together is not None and device == "cuda":
+        device = f"cuda:{together.rank % torch.cuda.device_count()}"
+    model, tokenizer = load(options.model, device, getattr(torch, options.dtype))
     config, strategy = settings.configure(), settings.strategy()
     mark = fingerprint(model)
     stats, _ = statistics(model, tokenizer, settings, config, strategy, mark, None, progress)
     old, before = _measured(model, tokenizer, facts), snapshot(model, config.layers)
-    more = {"strategy": strategy, "progress": progress}
+    more = {"strategy": strategy, "progress": progress, "engine": together or engine}
     edit_sequence(model, tokenizer, facts, stats, config, settings.batch, **more)
     new = _measured(model, tokenizer, facts)
     rates = {"before": old["rates"], "after": new["rates"]}
     about = {"model": settings.short, "method": options.method, "batch": settings.batch, **rates}
     edits = edits_since(before, model, facts, about)
+    if together is not None:
+        together.agree("the edited weights", edits.edited)
+        if together.rank:
+            return
     save_edits(options.out, edits)
     record = {**about, "facts": len(facts), "neurons": edits.neurons, "bytes": edits.bytes}
     if options.adapter is not None:
