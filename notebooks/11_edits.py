@@ -24,9 +24,9 @@
 # - On SmolLM2-135M every method falls. After 1,000 edits MEMIT with a history has a score of 78.2,
 #   AlphaEdit 77.6, `ece-plus` 76.3, MEMIT 74.2, `ece-rs` 69.6, ROME 60.1; after 100 they had 83
 #   to 87. ECE is more stable than ROME, and not than MEMIT.
-# - On the embedded models, up to 600 edits ECE and MEMIT with a history hold a score of 90 or more. Between 600 and
+# - On the embedded models, up to 600 edits ECE and MEMIT with a history hold a score of 89 or more. Between 600 and
 #   800 every method whose values come from the original weights bends, and at 1,200 edits
-#   ECE is down to 57–59 on `atlas-gpt2` and 49–53 on `atlas-llama`, MEMIT with a history to
+#   ECE is down to 59 on `atlas-gpt2` and 47–54 on `atlas-llama`, MEMIT with a history to
 #   59 on both.
 # - The cause is not the number of edits. From some 600 on, the facts are about *subjects
 #   that were edited before*, and a value found on the original weights takes the first edit
@@ -249,13 +249,13 @@ assert fall["memit"] < fall["ece-rs"] < fall["rome"]
 scores = curve.pivot_table("score", "method", ["edited", "model"])
 whole = scores.round().astype(int)
 held = ["ece-wi", "ece-rs", "ece-plus", "memit-history"]
-assert whole.loc[held, 600].min(axis=None) == 90
+assert whole.loc[held, 600].min(axis=None) == 89
 bend = scores[600] - scores[800]
 steady = ["ece-plus", "rome"]
 assert bend.loc[steady].max(axis=None) < 5
 assert bend.drop(steady).min(axis=None) > 10
-assert whole.loc["ece-wi", 1200].tolist() == [59, 53]
-assert whole.loc["ece-rs", 1200].tolist() == [57, 49]
+assert whole.loc["ece-wi", 1200].tolist() == [59, 54]
+assert whole.loc["ece-rs", 1200].tolist() == [59, 47]
 assert whole.loc["memit-history", 1200].tolist() == [59, 59]
 assert whole.loc["ece-plus", 1200].tolist() == [77, 82]
 assert whole.loc["rome", 1200].tolist() == [67, 82]

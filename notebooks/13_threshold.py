@@ -21,11 +21,11 @@
 #
 # **What was found**
 #
-# - Less is not more. In six of nine cases (three models, three scores) the best $p$ is 1: all
-#   neurons, no choice. In the other three, all on `atlas-llama`, a smaller $p$ gains 0.2 to
-#   0.4 points, which is within the noise.
-# - The paper's 0.8 can cost much: on `atlas-gptj` it takes the score from 97 to 62 with RS, to
-#   66 with WI and to 89 with AS. On `atlas-llama` it costs no more than a point or two.
+# - Less is hardly more. On `atlas-gptj` the best $p$ is 1 with all three scores: all neurons, no
+#   choice. On the other two models a $p$ of 0.90 or 0.99 is ahead of that by 0.3 to 0.7 points, at
+#   the one seed that was run.
+# - The paper's 0.8 can cost much: on `atlas-gptj` it takes the score from 96 to 61 with RS, to
+#   66 with WI and to 88 with AS. On `atlas-llama` it costs no more than a point or two.
 # - $p$ is a share of the score, not of the neurons. At $p = 0.8$ RS writes to 9 to 30 % of
 #   the neurons, AS to 18 to 45 %, WI to 29 to 49 %.
 
@@ -199,13 +199,15 @@ print(tables.origin(found.runs, missing))
 
 # %%
 assert (best["best p"] == "1.00").groupby("model").sum().to_list() == [
-    3, 3, 0]
-assert best.loc["atlas-llama"]["gain over p = 1"].tolist() == [
-    "+0.2", "+0.4", "+0.2"]
+    0, 3, 0]
+gains = best.drop("atlas-gptj")["gain over p = 1"].astype(float)
+assert (gains.min(), gains.max()) == (0.3, 0.7)
+assert set(best.drop("atlas-gptj")["best p"]) == {"0.90", "0.99"}
+assert round(score[1.0].loc["atlas-gptj"].max()) == 96
 cost = (score[0.8] - score[1.0]).unstack("model")
 at = shown.round().xs(0.8, level="p").unstack("model")
 assert at.score["atlas-gptj"].to_dict() == {
-    "ece-rs": 62, "ece-as": 89, "ece-wi": 66}
+    "ece-rs": 61, "ece-as": 88, "ece-wi": 66}
 at = at.kept.agg(["min", "max"], axis=1).T
 assert at["ece-rs"].tolist() == [9, 30]
 assert at["ece-as"].tolist() == [18, 45]
