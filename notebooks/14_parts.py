@@ -22,15 +22,17 @@
 # **What was found** (points of the score that a part adds to `ece-rs`, on `atlas-gpt2` and on
 # `atlas-llama`)
 #
-# - The history of earlier edits: **+4.78 and +1.98**. Most of the gain over MEMIT is this.
-# - Values from the original weights: +2.46 and +0.59.
-# - An anchor for each group where the group's mean would do: +1.32 and −0.02.
-# - The shared phase: +0.70 and −0.35. It is there for speed, so this is good news.
-# - The choice of neurons: −0.60 and −0.04. It adds nothing to the quality here.
+# - The history of earlier edits: **+4.38 and +2.03**. Most of the gain over MEMIT is this.
+# - An anchor for each group where the group's mean would do: +0.95 and −0.01.
+# - The shared phase: +0.60 and +0.11. It is there for speed, so this is good news.
+# - The choice of neurons: +0.32 and +0.55.
+# - Values from the original weights: +0.09 and +0.05.
 # - Layers chosen by attribution, as many as the preset has, are the preset's on `atlas-gpt2`;
-#   on `atlas-llama` those chosen cost 2 to 3 points.
+#   on `atlas-llama` those chosen cost 2 to 4 points.
 #
-# One seed and 200 facts: differences of less than a point say nothing.
+# One seed and 200 facts: only the history stands above the noise. With another clustering, from
+# facts taken in another order ({doc}`../book/deviations`), the same runs put the values two points
+# higher and turned the sign of the choice of neurons.
 
 # %% tags=["hide-input"]
 import os
@@ -188,15 +190,15 @@ print(tables.origin(found.runs, missing))
 # The last cells assert what this page has claimed.
 
 # %%
-claimed = {"no history": [4.78, 1.98], "edited values": [2.46, 0.59],
-           "mean of the group": [1.32, -0.02],
-           "no shared phase": [0.70, -0.35], "all neurons": [-0.60, -0.04]}
+claimed = {"no history": [4.38, 2.03], "edited values": [0.09, 0.05],
+           "mean of the group": [0.95, -0.01],
+           "no shared phase": [0.60, 0.11], "all neurons": [0.32, 0.55]}
 for part, points in claimed.items():
     assert gain.loc[part].round(2).tolist() == points, part
 assert not rates.duplicated(["model", "part", "seed"]).any()
 layers = gain.loc[["2 chosen layers", "3 chosen layers"]]
 assert layers["atlas-gpt2"]["3 chosen layers"] == 0
-assert layers["atlas-llama"].between(2, 3.5).all()
+assert layers["atlas-llama"].between(2, 4).all()
 
 # %%
 assert all(abs(sum(line) - 1) < 1e-6 for line in share.values())

@@ -156,3 +156,14 @@ def test_text_can_be_read_at_phone_width():
         matplotlib.rcParams[name] for name in ("font.size", "legend.fontsize", "axes.labelsize")
     )
     assert smallest / 72 * 360 / width >= 9
+
+
+def test_labels_stand_beside_the_ends_of_lines_and_apart(ax):
+    for name, end in (("low", 0.0), ("near", 0.01), ("high", 1.0), ("_silent", 0.5)):
+        ax.plot([0, 1], [0.5, end], label=name)
+    ax.plot([0, 1], [0.5, 9.0], label="beyond")
+    ax.set_ylim(0, 1)
+    plots.label_ends(ax, apart=0.1)
+    found = {text.get_text(): text.get_position()[1] for text in ax.texts}
+    assert found == {"low": 0.0, "near": 0.1, "high": 1.0}
+    assert {text.get_color() for text in ax.texts} <= {line.get_color() for line in ax.lines}

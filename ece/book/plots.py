@@ -89,6 +89,19 @@ def lines(
     return panels(frame, draw, **kinds)
 
 
+def label_ends(ax: Axes, apart: float = 0.07) -> None:
+    """Write each line's label beside its end, `apart` of the axes' height between two of them."""
+    ends = {line: ax.transData.transform(line.get_xydata()[-1]) for line in ax.lines}
+    ends = {line: ax.transAxes.inverted().transform(end) for line, end in ends.items()}
+    inside = sorted((end[1], line) for line, end in ends.items()
+                    if not line.get_label().startswith("_") and 0 <= end[1] <= 1)  # fmt: skip
+    height = -np.inf
+    for end, line in inside:
+        height = max(end, height + apart)
+        look = {"transform": ax.transAxes, "color": line.get_color(), "va": "center"}
+        ax.text(1.03, height, line.get_label(), **look)
+
+
 def dots(
     frame: pd.DataFrame, x: str, y: str, hue="", shape="", ring="", bar=False, **kinds
 ) -> ndarray:
