@@ -87,8 +87,8 @@ axes[1].axhline(before["perplexity"], color=plots.GREY, linestyle=":",
 axes[1].set(xlabel="facts edited", ylim=(60, 320))
 for ax in axes:
     plots.label_ends(ax)
-glue("hero", figure, display=False)
-plt.show()
+glue("hero", figure)
+plt.close(figure)
 
 # %% tags=["hide-input"]
 at_end = real_curve[real_curve.edited == 1000].set_index("method")
