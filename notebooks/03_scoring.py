@@ -517,6 +517,11 @@ plt.show()
 # %%
 assert rows_alike == dict(activation=False, weight=True, residual=False)
 at_p = {name: size[name][shares.index(0.8)] for name in Q}
+needed = {}
+for name in ("activation", "residual"):
+    of_score = Q[name][0].sort(descending=True).values.cumsum(0)
+    needed[name] = int((of_score < 99 / 100 * of_score[-1]).sum()) + 1
+assert all(abs(count - 145) <= 1 for count in needed.values()), needed
 assert at_p["residual"] < 0.7 * at_p["weight"], "RS needs fewer neurons"
 assert at_p["activation"] < 0.7 * at_p["weight"], "and so does AS"
 for name, sizes in size.items():

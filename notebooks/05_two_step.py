@@ -23,8 +23,8 @@
 #
 # **What was found**
 #
-# - The shared vector $U$ leads to the anchor's answer, not to the member's. A member's
-#   loss at its anchor's $U$ is 8.5 nats, hardly less than the 9.2 at zero.
+# - The shared vector $U$ leads to the anchor's answer, not to the member's. A member whose
+#   answer is another has a loss of 8.5 nats at its anchor's $U$, and of 9.2 at zero.
 # - At equal numbers of gradient passes $U$ brings nothing: seven own steps from zero
 #   reach a lower loss, and after writing, the two ways differ by less than the noise. At a
 #   third of the learning rate the loss with $U$ is twice as high as without.
@@ -539,6 +539,9 @@ assert fast.losses[-1, 0] < fast.losses[0, 0], "descent descends"
 assert at_U > 2 * end_of_anchor, "the loss jumps when U is handed over"
 assert chance["anchor's"][1] > chance["anchor's"][0], "U: anchor's answer"
 assert chance["anchor's"][1] > chance["own new"][1], "not the member's"
+by_anchor = float(second.losses[0][apart].mean())
+assert abs(by_anchor - 8.5) < 0.05, "the loss at the anchor's U"
+assert abs(float(second.nll[apart].mean()) - 9.2) < 0.05, "and at zero"
 assert chance["own new"][2] > chance["own new"][0], "own steps: own answer"
 assert abs(with_own.mean() - with_other.mean()) < 0.3
 if MODEL == "atlas-gpt2" and not DATA:

@@ -329,5 +329,5 @@ for report in reports:
     assert 0.6 < share < 0.75, share
 assert by_batch[0, 3] > by_batch[0, 1] and by_batch[1, 3] > by_batch[1, 2]
 rho, p_value = ranks["resemblance"]
-assert 0.1 < rho < 0.6 and p_value < 0.05, (rho, p_value)
+assert abs(rho - 0.4) < 0.15 and p_value < 0.05, (rho, p_value)
 assert 100 / 3 < growth.query("edits == 60").change.max() < 45

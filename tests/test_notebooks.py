@@ -78,6 +78,40 @@ def test_a_chapter_looks_for_no_files_beside_it(source):
 # Comparison with the stored outputs.
 
 
+NO_NUMBERS = re.compile(r"`[^`]*`|\{[^}]*\}|\$[^$]*\$|\b[A-Za-z]\w*-[\w.-]*\d\w*")
+"""Code, links, formulas and names of models, in which digits state nothing that was measured."""
+NUMBER = re.compile(r"(?<![\w.])[-+−]?\d+(?:,\d{3})*(?:\.\d+)?")
+
+
+def unbound(book) -> list[str]:
+    """Numbers under "What was found" that stand neither in the code nor in an output."""
+    found = [cell.source.split("**What was found**")[1] for cell in book.cells
+             if cell.cell_type == "markdown" and "**What was found**" in cell.source]  # fmt: skip
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    texts = [cell.source for cell in code]
+    for output in (output for cell in code for output in cell.outputs):
+        data = output.get("data", {})
+        texts += [output.get("text", ""), data.get("text/plain", ""), data.get("text/html", "")]
+    known = " ".join(texts).replace("−", "-").replace(",", "")
+    plain = (number.lstrip("-+−").replace(",", "")
+             for number in NUMBER.findall(NO_NUMBERS.sub("", " ".join(found))))  # fmt: skip
+    return [n for n in plain if not re.search(rf"(?<![\d.]){re.escape(n)}(?!\d)", known)]
+
+
+@each_chapter
+def test_what_was_found_is_bound_to_the_run(source):
+    """A number there is asserted, or shown by a cell: a changed result cannot leave it behind."""
+    assert not unbound(stored(source))
+
+
+def test_a_number_from_nowhere_is_found():
+    book = nbformat.v4.new_notebook()
+    text = "**What was found**\n\n- 97 % of 1,000, by −2.5 points on SmolLM2-135M (`p = 3`, $K=7$)."
+    book.cells = [nbformat.v4.new_markdown_cell(text),
+                  nbformat.v4.new_code_cell("assert rate == 97 and gap == -2.5")]  # fmt: skip
+    assert unbound(book) == ["1000"]
+
+
 def is_compared(cell) -> bool:
     """Tell whether nbval compares a cell's outputs; the markers are nbval's own."""
     options = dict(find_metadata_tags(cell.metadata)) | dict(find_comment_markers(cell.source))
