@@ -30,8 +30,8 @@
 # - Next to ROME, ECE as its search left it is the most harmful: of the others `ece-rs` has the
 #   highest perplexity, the lowest score (69.6, where MEMIT with a history has 78.2), and keeps least
 #   of its first hundred.
-# - That is the weight of the old knowledge. The search over 200 edits chose $\lambda = 500$ for
-#   ECE, and 2,000 for MEMIT. With 2,000 `ece-rs` ends at a perplexity of 134, moves the neighbours
+# - That is the weight of the old knowledge. The search over fewer edits chose $\lambda = 500$
+#   for ECE, and 2,000 for MEMIT. With 2,000 `ece-rs` ends at a perplexity of 134, moves the neighbours
 #   least of all methods (0.54 nats), and has a score of 71.8: it spares most, and its edits are the
 #   weaker ones. A search over few edits chooses badly for many.
 # - What an edit teaches is a phrase. After "The following is false:" the new answer is
@@ -215,7 +215,7 @@ print(tables.origin(found.runs, missing))
 print(tables.origin(heavier.runs, unweighed))
 
 # %% [markdown]
-# The last cell asserts what this page has claimed.
+# The last cells assert what this page has claimed.
 
 # %%
 kept, of = over_edits("first_score"), after.round(1)
@@ -237,6 +237,8 @@ assert after.kl_neighbours[rivals].between(0.8, 1.2).all()
 assert of.score[["ece-rs", "memit-history"]].tolist() == [69.6, 78.2]
 assert after.score[rivals].idxmin() == "ece-rs"
 assert kept[1000][rivals].idxmin() == "ece-rs"
+
+# %%
 assert round(heavy.perplexity) == 134 and round(heavy.score, 1) == 71.8
 assert round(heavy.kl_neighbours, 2) == 0.54
 assert heavy.kl_neighbours < after.kl_neighbours.drop("unedited").min()
