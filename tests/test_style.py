@@ -17,9 +17,10 @@ CORE = sorted((ROOT / "ece").glob("*.py"))  # the method; everything else stands
 MODULES = sorted((ROOT / "ece").rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 
-LINES = {"package": 12380, "core": 2150, "core file": 197, "function": 40}
+LINES = {"package": 12490, "core": 2150, "core file": 197, "function": 40}
 """Ceilings where the code stands. The aims, 6,500, 1,200 and 160, are not reached: lower these as
-files shrink. They rose once, for a capability: editing one's own facts and edits as files (680)."""
+files shrink. They rose once, for capabilities: editing one's own facts, edits as files, several
+processes (790 lines)."""
 NOT_VERBS = set("A All An Each Every How One Per The What When Where Whether Which".split())
 OLD_NAMES = set("asked heard kept mended organism said told".split())
 OLD_WORDS = re.compile(

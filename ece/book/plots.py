@@ -89,17 +89,23 @@ def lines(
     return panels(frame, draw, **kinds)
 
 
-def label_ends(ax: Axes, apart: float = 0.07) -> None:
+def label_ends(ax: Axes, apart: float = 0.075) -> None:
     """Write each line's label beside its end, `apart` of the axes' height between two of them."""
-    ends = {line: ax.transData.transform(line.get_xydata()[-1]) for line in ax.lines}
-    ends = {line: ax.transAxes.inverted().transform(end) for line, end in ends.items()}
-    inside = sorted((end[1], line) for line, end in ends.items()
-                    if not line.get_label().startswith("_") and 0 <= end[1] <= 1)  # fmt: skip
-    height = -np.inf
-    for end, line in inside:
-        height = max(end, height + apart)
+    flat, groups = ax.transData - ax.transAxes, []
+    ends = {line: flat.transform(line.get_xydata()[-1])[1] for line in ax.lines}
+    shown = [line for line in ax.lines if line.get_label()[0] != "_" and 0 <= ends[line] <= 1]
+
+    def lowest(group: list) -> float:
+        return float(np.mean([ends[line] for line in group])) - apart * (len(group) - 1) / 2
+
+    for line in sorted(shown, key=ends.get):
+        groups.append([line])  # labels that would meet stand around their common middle
+        while len(groups) > 1 and lowest(groups[-1]) < lowest(groups[-2]) + apart * len(groups[-2]):
+            last = groups.pop()
+            groups[-1] += last
+    for line, at in ((line, lowest(g) + apart * i) for g in groups for i, line in enumerate(g)):
         look = {"transform": ax.transAxes, "color": line.get_color(), "va": "center"}
-        ax.text(1.03, height, line.get_label(), **look)
+        ax.text(1.03, at, line.get_label(), **look)
 
 
 def dots(
