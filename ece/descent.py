@@ -82,16 +82,14 @@ def descend(
 ) -> Values:  # fmt: skip
     """Run Adam on all values at once; facts that are done (`stop`) leave the batch.
 
-    Values start at `start` (default 0). `owner[i]` is the value that fact i descends on
-    (default: its own); a shared value descends on the mean loss of its facts. Clamp and
-    decay act on the whole value, relative to the norm of `h`.
+    Values start at `start` (default 0). Fact i descends on value `owner[i]` (default: its own), a
+    shared value on its facts' mean loss. Clamp and decay act on the whole value, relative to `h`.
     """
     hidden = objective.hidden
     owner = torch.arange(len(hidden), device=hidden.device) if owner is None else owner
-    sizes = torch.bincount(owner)
+    sizes, norms = torch.bincount(owner), hidden.norm(dim=1)
     weight = 1 / sizes[owner].float()
     total = hidden.new_zeros(len(sizes), hidden.shape[1]) if start is None else start.clone()
-    norms = hidden.norm(dim=1)
     length = norms.new_zeros(len(sizes)).index_add(0, owner, weight * norms)
     limit, rate = config.clamp * length, rates(length, hidden.shape[1], config)
     total, taken = _clamped(total, limit), torch.zeros_like(sizes)

@@ -110,6 +110,7 @@ storage.save_edits(folder / "edits.safetensors", edits)
 # `target` and `true`, and on how many is it the likeliest of all (first)?
 
 # %% tags=["hide-input"]
+from ece.book import tables
 from ece.evaluation.metrics import KINDS, evaluate
 
 
@@ -125,7 +126,7 @@ shown = pd.DataFrame({
     "first, unedited": rates(unedited, "top1", "_top1"),
     "edited ": rates(model, "top1", "_top1"),
 }, ["the prompts", "their paraphrases", "neighbours"]).round().astype(int)
-shown
+tables.table(shown, "Prompts with the right answer, %")
 
 # %% tags=["hide-input"]
 assert shown["edited"].tolist() == [100, 67, 67]
@@ -197,7 +198,7 @@ sizes = pd.Series({
 size_table = pd.DataFrame({
     "MB": (sizes / 1e6).round(2),
     "% of the model": (100 * sizes / whole).round(2)})
-size_table
+tables.table(size_table, "The same edits in four forms")
 
 # %% [markdown]
 # An update of six facts has rank six, so the adapter is far smaller than the columns it spreads
@@ -243,7 +244,7 @@ for name, shape in SHAPES.items():
     rows[name] |= {"s per 100 facts": batch,
                    "s for moments": found["stages"][0]["seconds"]}
 plan_table = pd.DataFrame(rows).T.round(1)
-plan_table
+tables.table(plan_table, "Memory and time, computed")
 
 # %% tags=["hide-input"]
 llama, large = plan_table.loc["Llama-3-8B"], plan_table.loc["Llama-3-70B"]

@@ -89,7 +89,8 @@ def test_torchrun_edits_a_table_as_one_process_does(tmp_path):
         "prompt,subject,target\n{} lives in,Mira Velan,Oslo\n{} lives in,Tor Asken,Rome\n"
     )
     words = ["-m", "ece", "edit", str(tmp_path / "facts.csv"), "--model", "atlas-gpt2",
-             "--method", "memit", "--stats-tokens", "2000", "--json", "--out"]  # fmt: skip
+             "--method", "memit", "--stats-tokens", "2000", "--device", "cpu", "--json",
+             "--out"]  # fmt: skip
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     outputs = []
     for name, before in (("one", []), ("two", launch)):

@@ -99,8 +99,8 @@ def main(options: Options, progress: Callable, together: Together | None = None)
     for path in filter(None, (Path(options.out).parent, options.adapter, options.save)):
         check_writable(path)
     device = options.device
-    if together is not None and device == "cuda":
-        device = f"cuda:{together.rank % torch.cuda.device_count()}"
+    if together is not None and device not in (None, "auto"):
+        device += f":{together.rank % torch.get_device_module(device).device_count()}"
     model, tokenizer = load(options.model, device, getattr(torch, options.dtype))
     config, strategy = settings.configure(), settings.strategy()
     mark = fingerprint(model)
