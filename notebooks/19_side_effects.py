@@ -202,7 +202,7 @@ weights = pd.DataFrame({
     "λ = 500": after.loc["ece-rs"], "λ = 2,000": heavy,
     "memit-history, λ = 2,000": after.loc["memit-history"]})
 weights = weights.loc[list(RATES)].rename(RATES).T
-tables.table(weights.round(2), "SmolLM2-135M after 1,000 edits")
+tables.table(weights, "SmolLM2-135M after 1,000 edits", 2)
 
 # %% [markdown]
 # ## Where the numbers come from

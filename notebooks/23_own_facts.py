@@ -198,7 +198,7 @@ sizes = pd.Series({
 size_table = pd.DataFrame({
     "MB": (sizes / 1e6).round(2),
     "% of the model": (100 * sizes / whole).round(2)})
-tables.table(size_table, "The same edits in four forms")
+tables.table(size_table, "The same edits in four forms", 2)
 
 # %% [markdown]
 # An update of six facts has rank six, so the adapter is far smaller than the columns it spreads
