@@ -16,7 +16,7 @@ def to_rst(lines: list[str]) -> list[str]:
     found, before = [], ""
     for line in lines:
         indented = line.startswith("    ")
-        starts = line.lstrip().startswith("- ") and not before.lstrip().startswith(("- ", "  "))
+        starts = line.lstrip().startswith("- ") and not before.startswith(("- ", "  "))
         if indented and not before.strip() and not _inside(found):
             found += ["::", ""]
         elif starts and before.strip():
