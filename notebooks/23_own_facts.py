@@ -26,7 +26,7 @@
 #   changed (`ece-plus`), and of 2.1 % if chosen ones did (`ece-rs`). The same update as a LoRA
 #   adapter takes 0.05 %: an update of six facts has rank six, whatever columns it is written to.
 # - From the file another process gets the same bits, and the unedited model back.
-# - By arithmetic Llama-3-8B in bfloat16 takes 61 GB at most and 6.5 s for a batch of 100 facts on
+# - By arithmetic Llama-3-8B in bfloat16 takes some 61 GB and 6.5 s for a batch of 100 facts on
 #   one card of 80 GB; a model of 70 billion parameters takes eight such cards.
 #   **No card was at hand: these two are computed, not measured.**
 
@@ -254,10 +254,10 @@ assert large.iloc[2] > 80 > large.iloc[3]
 
 # %% [markdown]
 # All of it is arithmetic: the weights in bfloat16, cards of 80 GB that reach 400 TFLOP/s (20 in
-# float64), 25 gradient steps a fact, all neurons. Early stop takes 7 steps instead of 25 on
-# Llama-3-8B in others' measurements, and `ece plan --steps 7` a third of the time. On small models
-# the operations computed are 0.84 to 1.32 times those counted in a run, and a test holds them
-# there; what share of its peak a real card reaches is for whoever has one: `ece bench --shapes
+# float64), 25 gradient steps a fact, all neurons. With early stop they are fewer (`--steps`). On
+# small models a test holds the operations computed within 0.75 and 1.5 times those counted in a
+# run; the memory of a descent is a rough count. What share of its peak a real card reaches is for
+# whoever has one: `ece bench --shapes
 # llama-3-8b --device cuda` measures it.
 #
 # On a cluster the same script is one job:

@@ -1,15 +1,19 @@
 """Facts from a table are edited, measured and saved by one command; bad tables are named."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from small_runs import write_model
 from transformers import AutoModelForCausalLM
 
 from ece import load
 from ece.data.table import facts_from_table
+from ece.data.texts import PYTHON_DOCS
 from ece.errors import DataError
 from ece.experiments.cli import main
+from ece.experiments.edit import Options
 from ece.facts import Fact
 from ece.storage import load_edits, toggle
 
@@ -78,7 +82,17 @@ def test_the_command_edits_saves_and_lists(tmp_path, capsys):
     assert capsys.readouterr().out.split()[-1] == "edited"
     assert main(["edits", places["out"], "--model", "atlas-gpt2"]) == 0
     assert capsys.readouterr().out.split()[-1] == "unedited"
-    assert main(["edits", places["out"], "--model", "atlas-llama"]) == 2
+    assert main(["edits", places["out"], "--model", "atlas-llama"]) == 0
+    assert capsys.readouterr().out.split()[-1] == "neither"
+
+
+def test_a_file_of_statistics_that_is_not_there_is_written_and_then_read(tmp_path, tokenizers):
+    model, stats = write_model(tmp_path, tokenizers["gpt2"]), tmp_path / "moments.safetensors"
+    options = Options(str(table(tmp_path)), model, stats=str(stats))
+    assert options.settings(2).stats_text == PYTHON_DOCS
+    stats.touch()
+    assert options.settings(2).stats_text is None
+    assert replace(options, stats_text="own.txt").settings(2).stats_text == "own.txt"
 
 
 def test_the_table_shows_answers_before_and_after(tmp_path, capsys):

@@ -1,7 +1,8 @@
 """Computes what editing a model will take, from its configuration alone: the command `ece plan`.
 
 Nothing here is measured. Memory is that of the tensors the method makes, time that of its matrix
-products at a share of the device's peak. `tests/test_plan.py` compares both with runs.
+products at the rate given. `tests/test_plan.py` compares the operations, and the memory that
+stays, with runs; what a descent holds for its backward pass is a rough count.
 """
 
 import json
@@ -33,7 +34,7 @@ STATES = 14
 class Options:
     """Compute memory and time of editing a model, from its configuration, before any download."""
 
-    model: Positional[str] = "llama.json"
+    model: Positional[str] = "config.json"
     """The model's config.json, or an embedded model, a hub name or a folder."""
     layers: tuple[int, ...] | None = None
     """Edit layers; those of the model's preset, or suggested by its depth."""

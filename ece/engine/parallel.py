@@ -9,6 +9,7 @@ would have, bit for bit: each fact is measured by one process, and what the othe
 once per batch, the model below the values and the keys, every process runs itself.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, distributed
@@ -30,8 +31,7 @@ class Together:
 
     def prepare(self, *given) -> Objective:
         """Prepare the facts as a process alone does; see `ece.engine.prepare`."""
-        alone = prepare(*given)
-        return Objective(**{**vars(alone), "share": self.share, "total": self.total})
+        return replace(prepare(*given), share=self.share, total=self.total)
 
     def share(self, parts: list) -> list:
         """Take every n-th part; parts are as they would be for one process."""

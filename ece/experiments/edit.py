@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,7 @@ from ece import Fact, edit_sequence, engine, load
 from ece.data.table import facts_from_table
 from ece.data.texts import PYTHON_DOCS
 from ece.engine.parallel import Together
-from ece.errors import ConfigError, checked
+from ece.errors import ConfigError, EditError, checked
 from ece.evaluation.generation import answer
 from ece.evaluation.metrics import KINDS, evaluate
 from ece.experiments.inputs import check_writable, statistics
@@ -65,11 +66,12 @@ class Options:
 
     def settings(self, count: int) -> Settings:
         """Say the same as the settings of a run, which checks them."""
-        shared = ("model", "method", "device", "dtype", "preset", "stats", "stats_tokens")
-        embedded = self.model.startswith("atlas-")
-        text = self.stats_text or (None if embedded or self.stats else PYTHON_DOCS)
+        shared = ("model", "method", "device", "dtype", "preset", "stats", "stats_text",
+                  "stats_tokens")  # fmt: skip
         found = {name: getattr(self, name) for name in shared}
-        made = Settings(**found, facts=count, batch=min(self.batch, count), stats_text=text)
+        made = Settings(**found, facts=count, batch=min(self.batch, count))
+        if not (made.embedded or made.stats_text or (made.stats and Path(made.stats).exists())):
+            made = replace(made, stats_text=PYTHON_DOCS)
         if not made.edits:
             raise ConfigError(f"setting 'method' is {self.method!r}; it edits no chosen layers, so "
                               "there are no edits to save; choose another")  # fmt: skip
@@ -132,7 +134,7 @@ def _measured(model: nn.Module, tokenizer, facts: list[Fact]) -> dict:
     """Measure how often the target is the likeliest answer, and what answers some prompts get."""
     rates = evaluate(model, tokenizer, facts).summary("top1")
     prompts = [fact.text for fact in facts[:SHOWN]]
-    return {"rates": {kind: rates.get(f"{kind}_top1", rates.get(kind)) for kind in KINDS},
+    return {"rates": {kind: rates[f"{kind}_top1"] for kind in KINDS},
             "answers": answer(model, tokenizer, prompts, TOKENS)}  # fmt: skip
 
 
@@ -161,7 +163,7 @@ class Listing:
     files: Positional[tuple[str, ...]] = ("edits.safetensors",)
     """Files that `ece edit` wrote, as a.safetensors,b.safetensors."""
     model: str | None = None
-    """Model to compare: "unedited" or "edited" by each, or neither."""
+    """Model to compare, which each of the files finds "unedited", "edited", or "neither"."""
 
 
 def listing(options: Listing) -> None:
@@ -176,4 +178,9 @@ def _row(path: str, edits: EditSet, model: nn.Module | None) -> dict:
     row = {"file": path, "facts": len(edits.facts), "method": edits.about.get("method", "-"),
            "layers": ",".join(map(str, edits.columns)), "columns": edits.neurons,
            "MB": round(edits.bytes / 1e6, 2)}  # fmt: skip
-    return row if model is None else row | {"model is": standing(model, edits)}
+    if model is not None:
+        try:
+            row["model is"] = standing(model, edits)
+        except EditError:
+            row["model is"] = "neither"
+    return row

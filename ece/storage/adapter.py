@@ -26,9 +26,10 @@ def save_adapter(
         raise StateError("these edits changed nothing; there is no adapter to write")
     rank = rank or max(1, len(edits.facts))
     paths = {id(module): path for path, module in model.named_modules()}
+    sign, other = (1 if standing(model, edits) == "unedited" else -1), changed(model, edits)
     tensors, names, lost, total = {}, [], 0.0, 0.0
     for site in sites(model, tuple(edits.bits)):
-        update = _update(model, edits, site.layer, site.weight)
+        update = sign * _difference(site.weight, other[site.layer], edits.columns[site.layer])
         B, A = _factors(update, rank)
         names.append(paths[id(site.module)])
         tensors[f"base_model.model.{names[-1]}.lora_A.weight"] = A
@@ -47,13 +48,11 @@ def save_adapter(
     return (lost / total) ** 0.5
 
 
-def _update(model: nn.Module, edits: EditSet, layer: int, weight: Tensor) -> Tensor:
-    """Compute edited minus unedited weights of a layer, `[model, ff]` in float64 on the CPU."""
-    here, sign = edits.columns[layer], 1 if standing(model, edits) == "unedited" else -1
-    columns, update = here.to(weight.device), torch.zeros(weight.shape, dtype=torch.float64)
-    other = changed(model, edits)[layer]
-    update[:, here] = sign * (other.double() - weight[:, columns].double()).cpu()
-    return update
+def _difference(weight: Tensor, other: Tensor, columns: Tensor) -> Tensor:
+    """Compute what some columns of a weight lack to the others, `[model, ff]` float64, on CPU."""
+    found = torch.zeros(weight.shape, dtype=torch.float64)
+    found[:, columns] = (other.double() - weight[:, columns.to(weight.device)].double()).cpu()
+    return found
 
 
 def _factors(update: Tensor, rank: int) -> tuple[Tensor, Tensor]:
