@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ece.errors import StatsError, check_finite
@@ -59,13 +61,15 @@ def blend(first: Stats, second: Stats, share: float) -> Stats:
 def second_moment(
     model: nn.Module, tokenizer, texts: Iterable[str], layers: tuple[int, ...],
     max_tokens: int = 16384, select: Callable | None = None, start: Sums | None = None,
-    on_forward: Callable[[Sums], None] | None = None,
+    on_forward: Callable[[Sums], None] | None = None, crew: Any = None,
 ) -> Stats:  # fmt: skip
     """Compute the second moments of all `layers` in one pass that stops at the last of them.
 
     Texts are packed end to end into rows of the model's context length (`ROW` at most), so no
     token is padding; `max_tokens` bounds the tokens of one forward pass. `select(tokenizer, text)`
     says per token whether it counts. `start` goes on from the `Sums` that `on_forward` was given.
+    Processes that share the passes give their `crew` (`ece.engine.parallel.Together`): each makes
+    some, and all get the sums of all.
     """
     if isinstance(texts, str):
         raise StatsError("texts is one string; give a list of texts")
@@ -76,6 +80,8 @@ def second_moment(
     if start:
         tokens, done = start.tokens, start.forwards
     groups = packed(tokenizer, texts, length, max(1, max_tokens // length), select)
+    if crew is not None:
+        groups = crew.share(groups)
     for number, (rows, counted) in enumerate(islice(groups, done, None), done + 1):
         with capture(sites(model, layers)) as keys:
             states_at(model, rows, max(layers))
@@ -86,14 +92,31 @@ def second_moment(
         tokens += sum(map(sum, counted))
         if on_forward is not None:
             on_forward(Sums(sums, tokens, number))
+    if crew is not None:
+        tokens = int(crew.total(torch.tensor(tokens)))
+        sums = {n: crew.total(_sum(model, sums, n)) for n in layers}
+    return Stats(_means(sums, tokens), tokens, fingerprint(model))
+
+
+def _means(sums: dict[int, Tensor], tokens: int) -> dict[int, Tensor]:
+    """Divide the sums, which are taken away, by the tokens."""
     if not tokens:
         raise StatsError("no token was counted; give texts with at least one")
     moments = {}
-    for layer in layers:  # a sum goes as its mean comes: at full size each takes gigabytes
+    for layer in list(sums):  # a sum goes as its mean comes: at full size each takes gigabytes
         total = sums.pop(layer)
         moments[layer] = (total + total.T) / (2 * tokens)  # symmetric to the last bit
         check_finite(f"second moments of layer {layer}", moments[layer])
-    return Stats(moments, tokens, fingerprint(model))
+    return moments
+
+
+def _sum(model: nn.Module, sums: dict[int, Tensor], layer: int) -> Float[Tensor, "ff ff"]:
+    """Give a process's sum, zero where it made no pass."""
+    (site,) = sites(model, (layer,))
+    device = site.module.weight.device
+    if layer in sums:
+        return sums[layer].to(device)
+    return torch.zeros(site.shape[1], site.shape[1], dtype=torch.float64, device=device)
 
 
 def packed(tokenizer, texts, length: int, count: int, select: Callable | None = None):

@@ -17,7 +17,7 @@ from ece.covariance import Stats
 from ece.descent import Values, two_step
 from ece.errors import check_finite
 from ece.facts import Fact
-from ece.model import fingerprint, sites
+from ece.model import Site, fingerprint, sites
 from ece.objective import mix
 from ece.report import Report, value_part
 from ece.solver import Knowledge, Update
@@ -106,10 +106,10 @@ def edit_batch(
         reader = engine.reader(model, tokenizer, facts, state.contexts, config.max_tokens)
         for layer, goal, left in plan:
             keys, states, reader = reader.read(layer, goal.layer)
-            W, residual = sites(model, (layer,))[0].weight, goal.z.to(states) - states
-            R = state.strategy.spread(residual, left).T
+            (site,), residual = sites(model, (layer,)), goal.z.to(states) - states
+            W, R = site.weight, state.strategy.spread(residual, left).T
             changes.append(_change(layer, W, mix(keys), R, stats.moments[layer], state, config))
-            written = _write(W, changes[-1])
+            written = _write(site, changes[-1])
             if layer != plan[-1][0]:
                 reader = reader.after(written)
         seconds = time.perf_counter() - began
@@ -155,11 +155,11 @@ def _change(layer: int, W, K, R, moment, state: EditState, config: Config) -> _C
     return _Change(layer, mask, before, after, update, K, time.perf_counter() - began)
 
 
-def _write(W: Float[Tensor, "model ff"], change: _Change) -> Float[Tensor, "model ff"]:
+def _write(site: Site, change: _Change) -> Float[Tensor, "model ff"]:
     """Write the change into the weights; returns it as a matrix."""
-    written = torch.zeros(W.shape, device=W.device)
+    written = torch.zeros(site.shape, device=change.after.device)
     written[:, change.mask] = change.after.float() - change.before.float()
-    W[:, change.mask] = change.after
+    site.write(change.after, change.mask)
     return written
 
 

@@ -30,13 +30,14 @@ def capture(sites: list[Site]):
     def note(layer, _, arguments):
         sizes[layer] = arguments[0].shape[:2]
 
-    def read(layer, _, arguments):  # some families run their MLP on rows laid end to end
-        found[layer] = arguments[0].detach().reshape(*sizes[layer], -1)
+    def read(site, _, arguments):  # some families run their MLP on rows laid end to end
+        found[site.layer] = site.keys(arguments[0].detach()).reshape(*sizes[site.layer], -1)
 
     with ExitStack() as hooks:
         for site in sites:
-            for module, hook in ((site.block, note), (site.module, read)):
-                hooks.enter_context(module.register_forward_pre_hook(partial(hook, site.layer)))
+            for module, hook in ((site.block, partial(note, site.layer)),
+                                 (site.module, partial(read, site))):  # fmt: skip
+                hooks.enter_context(module.register_forward_pre_hook(hook))
         yield found
         if len(found) != len(sites):
             missed = sorted({site.layer for site in sites} - set(found))
@@ -85,7 +86,7 @@ def gain(model: nn.Module, layer: int) -> float | None:
     """
     site, draw = sites(model, (layer,))[0], torch.Generator().manual_seed(0)
     like = model.get_input_embeddings().weight
-    state, more = torch.randn(2, 1, len(site.weight), generator=draw).to(like)
+    state, more = torch.randn(2, 1, site.shape[0], generator=draw).to(like)
     more = torch.cat([torch.zeros_like(more), 256 * more])  # long: the rest is small beside it
     at = torch.zeros(2, dtype=torch.long, device=like.device)
     with between(model, layer, layer, True) as base, add_at(site, at, more):
@@ -102,4 +103,4 @@ def measured(site: Site, factor: float | None, keys: Tensor, states: Tensor) -> 
 
     `factor` is its `gain`. Behind a norm (None) it is the down-projection's own output instead.
     """
-    return site.module(keys).float() if factor is None else states.float() / factor
+    return site.output(keys).float() if factor is None else states.float() / factor

@@ -12,9 +12,11 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from ece.errors import ModelError
+from ece.parts import in_parts, joined, put, whole
 
 SAMPLE = 65536  # values that a fingerprint reads of a weight that is not edited
 SLICE = 1 << 22  # values hashed at a time, to bound the memory it takes
@@ -43,9 +45,34 @@ class Site:
 
     @property
     def weight(self) -> Float[Tensor, "model ff"]:
-        """$W_{out}$ as `[model, ff]`, a view: writing to it writes to the model."""
-        weight = self.module.weight.data
+        """$W_{out}$ as `[model, ff]`: a view, or gathered where it lies in parts; see `write`."""
+        weight = whole(self.module.weight.data)
         return weight.T if isinstance(self.module, Conv1D) else weight
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Give (model, ff), without gathering anything."""
+        first, second = self.module.weight.shape
+        return (second, first) if isinstance(self.module, Conv1D) else (first, second)
+
+    def write(self, values: Float[Tensor, "model some"], columns: Tensor | None = None) -> None:
+        """Write some columns (a mask or their numbers) or all, wherever the weight lies."""
+        weight, own = self.weight, self.module.weight
+        at = slice(None) if columns is None else columns.to(weight.device)
+        weight[:, at] = values.to(weight)
+        if in_parts(own):
+            put(own, weight.T if isinstance(self.module, Conv1D) else weight)
+
+    def keys(self, inputs: Float[Tensor, "*place part"]) -> Float[Tensor, "*place ff"]:
+        """Make whole what the module was given, where each process has its neurons' part."""
+        return joined(inputs, self.module.weight, self.shape[1])
+
+    def output(self, keys: Float[Tensor, "edit ff"]) -> Float[Tensor, "edit model"]:
+        """Compute the down-projection of whole keys."""
+        if not in_parts(self.module.weight):
+            return self.module(keys)
+        bias = self.module.bias
+        return linear(keys, self.weight, None if bias is None else whole(bias))
 
 
 def structure(model: nn.Module) -> Structure:
@@ -134,13 +161,14 @@ def fingerprint(model: nn.Module, layers: tuple[int, ...] | None = None) -> str:
         named = list(model.named_parameters())
     total = 0
     for name, tensor in named:
+        tensor = whole(tensor.detach())
         head = f"{model.config.model_type} {name} {tuple(tensor.shape)} {tensor.dtype}".encode()
         if layers is None and tensor.numel() > SAMPLE:
             step = int(tensor.numel() * 0.6180339887498949)
             while gcd(step, tensor.numel()) > 1:  # else some columns would never be read
                 step += 1
             places = torch.arange(SAMPLE, device=tensor.device) * step % tensor.numel()
-            tensor = tensor.detach().reshape(-1)[places]
+            tensor = tensor.reshape(-1)[places]
         for part in (torch.tensor(list(head), dtype=torch.uint8), tensor):
             total = (total * 0x100000001B3 + digest(part)) % 2**64
     return f"{total:016x}"

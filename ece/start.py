@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from ece.errors import ModelError
 from ece.facts import Fact, target_ids
+from ece.parts import whole
 
 PENALTY = 1 / 3  # of the ridge, against features of length 1
 
@@ -39,10 +40,10 @@ def features(model: nn.Module, tokenizer, facts: list[Fact]) -> Float[Tensor, "e
     if head is None:
         raise ModelError("this model has no output embeddings; choose another 'shared' than "
                          "'learned'")  # fmt: skip
-    rows = []
+    rows, table = [], whole(head.weight)
     for fact in facts:
-        ids = torch.tensor(target_ids(tokenizer, fact.target), device=head.weight.device)
-        rows.append(head.weight[ids].double().mean(0))
+        ids = torch.tensor(target_ids(tokenizer, fact.target), device=table.device)
+        rows.append(table[ids].double().mean(0))
     return normalize(torch.stack(rows))
 
 

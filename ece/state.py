@@ -160,5 +160,4 @@ def undo(model: nn.Module, state: EditState, batches: int = 1) -> EditState:
 def restore(model: nn.Module, masks: dict[int, Tensor], columns: dict[int, Tensor]) -> None:
     """Write columns back into the edit layers' weights."""
     for site in sites(model, tuple(columns)):
-        weight = site.weight
-        weight[:, masks[site.layer].to(weight.device)] = columns[site.layer].to(weight)
+        site.write(columns[site.layer], masks[site.layer])

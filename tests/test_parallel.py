@@ -50,7 +50,7 @@ def work(rank: int, count: int, store: str, tokenizers: dict, results) -> None:
         for name, way in WAYS.items():
             config = replace(CONFIG, **way)
             found[family, name] = edited(family, tokenizers[family], config, engine=together)
-    parts = len(together.share(list(range(7))))
+    parts = len(list(together.share(range(7))))
     together.agree("nothing", "same")
     try:
         together.agree("rank", str(rank))

@@ -39,11 +39,11 @@ class Prune(LeastSquares):
             for site, now in zip(places, edited, strict=True):
                 first = remembered[site.layer].to(now.device)
                 update = restrain(now.double() - first.double(), first, self.base)
-                site.weight.copy_(first.double() + update)
+                site.write(first.double() + update)
             yield model
         finally:
             for site, now in zip(places, edited, strict=True):
-                site.weight.copy_(now)
+                site.write(now)
 
 
 def restrain(

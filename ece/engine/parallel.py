@@ -1,15 +1,22 @@
-"""Several processes share the facts of a batch: each descends on some, and all get the sums.
+"""Several processes edit together, as `torchrun` starts them or torch.distributed joined them.
 
     torch.distributed.init_process_group("gloo")     # or as `torchrun` has it done
     edit_sequence(model, tokenizer, facts, stats, config, batch, engine=Together())
 
-Every process has the whole model and all facts, and ends with the weights that one process alone
+`Together` shares the facts of a batch: each process descends on some, and all get the sums. Every
+process has the whole model and all facts, and ends with the weights that one process alone
 would have, bit for bit: each fact is measured by one process, and what the others add is zero.
 (Where clusters descend on the "mean" loss of their facts, sums differ by rounding.) What is run
 once per batch, the model below the values and the keys, every process runs itself.
+
+Where a model lies in parts (`ece.loading.sharding`), the processes run the same on all facts, and
+`Processes` is all they need.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, distributed
@@ -20,38 +27,56 @@ from ece.errors import StateError
 from ece.objective import Objective
 
 
-class Together:
-    """The engine for processes that torch.distributed has joined."""
-
-    reader = staticmethod(reader)
+class Processes:
+    """The processes that run one program; each calls the same functions in the same order."""
 
     def __init__(self, group: Any = None):
         self.group, self.rank = group, distributed.get_rank(group)
         self.count = distributed.get_world_size(group)
 
-    def prepare(self, *given) -> Objective:
-        """Prepare the facts as a process alone does; see `ece.engine.prepare`."""
-        return replace(prepare(*given), share=self.share, total=self.total)
-
-    def share(self, parts: list) -> list:
-        """Take every n-th part; parts are as they would be for one process."""
-        return parts[self.rank :: self.count]
-
     def total(self, tensor: Tensor) -> Tensor:
         """Add up a tensor over the processes."""
         summed = tensor.clone()
-        try:
+        with self._all():
             distributed.all_reduce(summed, group=self.group)
-        except RuntimeError as error:
-            why = str(error).splitlines()[0]
-            raise StateError(f"process {self.rank} of {self.count} lost another one ({why}); "
-                             "start all of them again") from error  # fmt: skip
         return summed
+
+    def first(self, value: Any) -> Any:
+        """Give all processes what the first one has; also the way to wait for it."""
+        found = [value]
+        with self._all():
+            distributed.broadcast_object_list(found, group=self.group, group_src=0)
+        return found[0]
 
     def agree(self, what: str, mark: str) -> None:
         """Raise `StateError` unless all processes have the same `mark`."""
         marks: list[str] = [""] * self.count
-        distributed.all_gather_object(marks, mark, group=self.group)
+        with self._all():
+            distributed.all_gather_object(marks, mark, group=self.group)
         if len(set(marks)) > 1:
             raise StateError(f"the processes differ in {what}; give all of them the same model, "
                              "facts, statistics and settings")  # fmt: skip
+
+    @contextmanager
+    def _all(self) -> Iterator[None]:
+        """Say so where one of the processes is there no more."""
+        try:
+            yield
+        except RuntimeError as error:
+            why = str(error).splitlines()[0]
+            raise StateError(f"process {self.rank} of {self.count} lost another one ({why}); "
+                             "start all of them again") from error  # fmt: skip
+
+
+class Together(Processes):
+    """The engine for processes that share the facts of a batch."""
+
+    reader = staticmethod(reader)
+
+    def prepare(self, *given) -> Objective:
+        """Prepare the facts as a process alone does; see `ece.engine.prepare`."""
+        return replace(prepare(*given), share=self.share, total=self.total)
+
+    def share(self, parts: Iterable) -> Iterator:
+        """Take every n-th part; parts are as they would be for one process."""
+        return islice(parts, self.rank, None, self.count)

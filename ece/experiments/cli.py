@@ -112,8 +112,8 @@ def _run(words: list[str]) -> None:
 def _edit(words: list[str]) -> None:
     """Edit facts of your own, from a CSV table, and save what changed."""
     options = read_options(edit.Options, words, "ece edit")
-    with edit.crew() as together, _bar() as progress:
-        edit.main(options, progress, together)
+    with edit.crew(options.sharding) as crew, _bar() as progress:
+        edit.main(options, progress, crew)
 
 
 def _edits(words: list[str]) -> None:

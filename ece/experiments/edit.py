@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -15,15 +16,25 @@ from tyro.conf import Positional
 from ece import Fact, edit_sequence, engine, load
 from ece.data.table import facts_from_table
 from ece.data.texts import PYTHON_DOCS
-from ece.engine.parallel import Together
+from ece.engine.parallel import Processes, Together
 from ece.errors import ConfigError, EditError, checked
 from ece.evaluation.generation import answer
 from ece.evaluation.metrics import KINDS, evaluate
 from ece.experiments.inputs import check_writable, statistics
 from ece.experiments.spec import Count, Dtype, Settings
+from ece.loading.sharding import save_model
 from ece.model import fingerprint
-from ece.storage import edits_since, load_edits, save_adapter, save_edits, snapshot
+from ece.storage import (
+    Folder,
+    edits_since,
+    load_edits,
+    run_sequence,
+    save_adapter,
+    save_edits,
+    snapshot,
+)
 from ece.storage.edits import EditSet, standing
+from ece.storage.folder import Shared
 
 SHOWN, TOKENS = 10, 8
 """Facts whose answers are shown, and their length in tokens."""
@@ -48,6 +59,12 @@ class Options:
     """Number format of the weights."""
     preset: str | None = None
     """Preset file with the model's numbers, as `ece tune` writes it; without it the model's own."""
+    sharding: Literal["tp", "fsdp"] | None = None
+    """How the processes that `torchrun` started share the model's weights: each computes with its
+    part of every matrix, or gathers block by block; without it each has the whole model and some
+    of the facts."""
+    work: str | None = None
+    """Folder where every batch is saved: the same command, started again, goes on from there."""
     stats: str | None = None
     """File of second moments: read if it is there, otherwise written."""
     stats_text: str | None = None
@@ -79,19 +96,19 @@ class Options:
 
 
 @contextmanager
-def crew() -> Iterator[Together | None]:
+def crew(sharding: str | None) -> Iterator[Processes | None]:
     """Join the processes that `torchrun` started; None for a process alone."""
     if not distributed.is_torchelastic_launched():
         yield None
         return
     distributed.init_process_group()
     try:
-        yield Together()
+        yield Processes() if sharding else Together()
     finally:
         distributed.destroy_process_group()
 
 
-def main(options: Options, progress: Callable, together: Together | None = None) -> None:
+def main(options: Options, progress: Callable, crew: Processes | None = None) -> None:
     """Edit, measure before and after, save, and print what was done.
 
     Processes that work together each have a device of their own; the first one saves and prints.
@@ -100,34 +117,56 @@ def main(options: Options, progress: Callable, together: Together | None = None)
     settings = options.settings(len(facts))
     for path in filter(None, (Path(options.out).parent, options.adapter, options.save)):
         check_writable(path)
-    device = options.device
-    if together is not None and device not in (None, "auto"):
-        device += f":{together.rank % torch.get_device_module(device).device_count()}"
-    model, tokenizer = load(options.model, device, getattr(torch, options.dtype))
+    if options.sharding and options.adapter:
+        raise ConfigError("settings 'sharding' and 'adapter' are both given; write the edits, and "
+                          "the adapter from them in one process")  # fmt: skip
+    model, tokenizer = _loaded(options, crew)
     config, strategy = settings.configure(), settings.strategy()
     mark = fingerprint(model)
-    stats, _ = statistics(model, tokenizer, settings, config, strategy, mark, None, progress)
+    stats, _ = statistics(model, tokenizer, settings, config, strategy, mark, None, progress, crew)
     old, before = _measured(model, tokenizer, facts), snapshot(model, config.layers)
-    more = {"strategy": strategy, "progress": progress, "engine": together or engine}
-    edit_sequence(model, tokenizer, facts, stats, config, settings.batch, **more)
+    more = {"strategy": strategy, "progress": progress,
+            "engine": crew if isinstance(crew, Together) else engine}  # fmt: skip
+    given = (model, tokenizer, facts, stats, config, settings.batch)
+    if options.work is None:
+        edit_sequence(*given, **more)
+    else:
+        with Folder(options.work) if crew is None else Shared(options.work, crew) as folder:
+            run_sequence(*given, folder, **more)
     new = _measured(model, tokenizer, facts)
     rates = {"before": old["rates"], "after": new["rates"]}
     about = {"model": settings.short, "method": options.method, "batch": settings.batch, **rates}
     edits = edits_since(before, model, facts, about)
-    if together is not None:
-        together.agree("the edited weights", edits.edited)
-        if together.rank:
-            return
+    if crew is not None:
+        crew.agree("the edited weights", edits.edited)
+    if options.save is not None:
+        save_model(model, options.save)
+    if crew is not None and crew.rank:
+        return
+    answers = {"answer before": old["answers"], "answer now": new["answers"]}
+    _finish(options, model, tokenizer, edits, about, answers)
+
+
+def _loaded(options: Options, crew: Processes | None) -> tuple:
+    """Load the model, whole or this process's part of it."""
+    device, dtype = options.device, getattr(torch, options.dtype)
+    if options.sharding is not None:
+        return load(options.model, device, dtype, options.sharding)
+    if crew is not None and device not in (None, "auto"):
+        device += f":{crew.rank % torch.get_device_module(device).device_count()}"
+    return load(options.model, device, dtype)
+
+
+def _finish(options: Options, model, tokenizer, edits: EditSet, about: dict, answers: dict) -> None:
+    """Write the files and say what was done."""
     save_edits(options.out, edits)
-    record = {**about, "facts": len(facts), "neurons": edits.neurons, "bytes": edits.bytes}
+    record = {**about, "facts": len(edits.facts), "neurons": edits.neurons, "bytes": edits.bytes}
     if options.adapter is not None:
         record["adapter_error"] = save_adapter(options.adapter, model, edits)
     if options.save is not None:
-        model.save_pretrained(options.save)
         tokenizer.save_pretrained(options.save)
-    answers = {"answer before": old["answers"], "answer now": new["answers"]}
-    text = json.dumps(record) + "\n" if options.json else _table(options, facts, record, answers)
-    sys.stdout.write(text)
+    table = _table(options, list(edits.facts), record, answers)
+    sys.stdout.write(json.dumps(record) + "\n" if options.json else table)
 
 
 def _measured(model: nn.Module, tokenizer, facts: list[Fact]) -> dict:

@@ -16,6 +16,7 @@ from ece.data.references import References, load_references, references_file
 from ece.data.schema import checksum, read_records
 from ece.data.tasks import TASKS, load_items
 from ece.data.texts import read_texts
+from ece.engine.parallel import Processes
 from ece.errors import ConfigError
 from ece.evaluation.abilities import Item
 from ece.evaluation.metrics import known
@@ -88,6 +89,7 @@ def _source(path: Path | None) -> dict | None:
 def statistics(
     model: nn.Module, tokenizer, settings: Settings, config: Config, strategy: Strategy,
     mark: str, cache: str | Path | None = None, progress: Callable | None = None,
+    crew: Processes | None = None,
 ) -> tuple[Stats, dict]:  # fmt: skip
     """Find second moments: in the file of statistics or the cache, else from a text.
 
@@ -110,7 +112,7 @@ def statistics(
         if silent:
             return load_moments(place, model), ""
         hear = progress and (lambda n: progress("statistics", n, settings.stats_tokens))
-        more = (config.layers, place, config.max_tokens, select, hear)
+        more = (config.layers, place, config.max_tokens, select, hear, crew)
         return moments(model, tokenizer, _texts(settings, tokenizer), *more)
 
     stats, digest = passed(path)

@@ -16,6 +16,7 @@ from ece.engine.suffix import lift
 from ece.errors import ModelError
 from ece.hooks import add_at, measured
 from ece.loading.gguf import WHEELS, resolve
+from ece.loading.sharding import arguments, join, spread
 from ece.model import blocks, sites, structure
 
 CHECKPOINTS = files("ece") / "atlas" / "checkpoints"
@@ -28,19 +29,26 @@ CHECKED = 3  # blocks that the check runs; the others must be built like one of 
 RUN, VALUE = 1e-4, 1e-2  # families that work stay below 2e-6 and 1e-4, others reach 5e-3 and 0.2
 
 
-def load(name: str | PathLike, device: str | None = None, dtype: torch.dtype | None = None):
+def load(
+    name: str | PathLike, device: str | None = None, dtype: torch.dtype | None = None,
+    sharding: str | None = None,
+):  # fmt: skip
     """Load `(model, tokenizer)` in evaluation mode, without gradients, in float32 by default.
 
     `name` is an embedded model ("atlas-gpt2"), "smollm2-135m", a hub name, a folder or a GGUF
     file. Only safetensors and GGUF are read, and no code of the checkpoint runs. `device="auto"`
-    spreads a big model over the devices there are. Raises `ModelError` for a model that cannot be
-    had, is damaged, or is not served.
+    spreads a big model over devices, `sharding` ("tp", "fsdp") over the processes of `torchrun`.
+    Raises `ModelError` for a model that cannot be had, is damaged, or is not served.
     """
     where = {"device_map": "auto"} if device == "auto" else {}
-    if device is not None and device != "auto":
+    if sharding is not None:
+        join(sharding, device)
+    elif device is not None and device != "auto":
         _check_device(device)
     try:
         source = _source(str(name))
+        if sharding is not None:
+            where = arguments(source, sharding)
         model, info = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype or torch.float32, use_safetensors=True, trust_remote_code=False,
             output_loading_info=True, **where,
@@ -54,14 +62,13 @@ def load(name: str | PathLike, device: str | None = None, dtype: torch.dtype | N
             f"model '{name}' cannot be loaded ({why}); name an embedded model, a whole checkpoint "
             "folder, or a hub model within reach"
         ) from error
-    if info["missing_keys"]:
-        first = sorted(info["missing_keys"])[0]
-        raise ModelError(f"model '{name}' lacks {len(info['missing_keys'])} tensors, {first} among "
-                         "them; get the checkpoint again")  # fmt: skip
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"model '{name}' lacks {len(missing)} tensors, {missing[0]} among them; "
+                         "get the checkpoint again")  # fmt: skip
     if device is not None and device != "auto":
         model = model.to(device)
     check(model.eval().requires_grad_(False))
-    return model, tokenizer
+    return model if sharding is None else spread(model, sharding), tokenizer
 
 
 def configuration(name: str):

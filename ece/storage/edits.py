@@ -125,7 +125,8 @@ def changed(model: nn.Module, edits: EditSet) -> dict[int, Tensor]:
     found = {}
     for site in sites(model, tuple(edits.bits)):
         here, more = edits.columns[site.layer], edits.bits[site.layer]
-        now = site.weight[:, here.to(site.weight.device)].contiguous()
+        weight = site.weight
+        now = weight[:, here.to(weight.device)].contiguous()
         found[site.layer] = (_bits(now) ^ more.to(now.device)).view(now.dtype)
     return found
 
@@ -134,7 +135,7 @@ def _swap(model: nn.Module, edits: EditSet) -> None:
     """Put the changed columns of the other side in their places."""
     for layer, weight in changed(model, edits).items():
         (site,) = sites(model, (layer,))
-        site.weight[:, edits.columns[layer].to(weight.device)] = weight
+        site.write(weight, edits.columns[layer])
 
 
 def _bits(weight: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """A folder of one run: identities, and numbered files of several kinds."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from ece.engine.parallel import Processes
 from ece.errors import StateError
 from ece.storage.archive import check_identity, load, save
 from ece.storage.files import explained, remove
@@ -64,3 +66,34 @@ class Folder:
 
     def _file(self, kind: str, number: int) -> Path:
         return self.path / f"{kind}-{number:05d}.safetensors"
+
+
+class Shared(Folder):
+    """The folder of several processes, which all see it: the first writes, and all wait for that.
+
+    Each process makes the same calls. Who reads sees what was written by all calls before.
+    """
+
+    def __init__(self, path: str | Path, crew: Processes):
+        super().__init__(path)
+        self.crew = crew
+
+    def __enter__(self) -> "Shared":
+        self._by_first(super().__enter__)
+        return self
+
+    def claim(self, kind: str, identity: dict[str, Any]) -> None:
+        self._by_first(super().claim, kind, identity)
+
+    def save(self, kind: str, number: int, content: Any) -> None:
+        self._by_first(super().save, kind, number, content)
+
+    def remove(self, kind: str, below: int) -> None:
+        self._by_first(super().remove, kind, below)
+
+    def _by_first(self, call: Callable, *given) -> None:
+        """Let the first process do it, between the others' earlier and later calls."""
+        self.crew.first(None)
+        if self.crew.rank == 0:
+            call(*given)
+        self.crew.first(None)

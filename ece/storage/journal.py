@@ -9,6 +9,7 @@ the number of batches (but for one small report each).
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from ece.clustering import Groups
 from ece.config import Config
 from ece.covariance import Stats
 from ece.descent import Values
-from ece.editor import compute_values
+from ece.editor import compute_values, fast
 from ece.errors import StateError
 from ece.facts import Fact
 from ece.model import digest, fingerprint, sites
@@ -87,7 +88,7 @@ def _applied(model: nn.Module, saved: dict, later: list[dict], strategy: Strateg
     if edited or fingerprint(model) != state.fingerprint:
         raise StateError("the state was saved from another model; load that one, unedited")
     now = whole or {layer: weight.clone() for layer, weight in before.items()}
-    where = {site.layer: site.weight.device for site in sites(model, state.layers)}
+    where = {site.layer: site.module.weight.device for site in sites(model, state.layers)}
     batches = [*state.batches, *(entry["batch"] for entry in later)]
     last = {"weights": state.weights, "moments": state.moments, **(later[-1] if later else {})}
     folded = {layer: total.to(where[layer]) for layer, total in state.folded.items()}
@@ -110,13 +111,13 @@ def _applied(model: nn.Module, saved: dict, later: list[dict], strategy: Strateg
 
 def _write(model: nn.Module, weights: dict[int, Tensor]) -> None:
     for site in sites(model, tuple(weights)):
-        site.weight.copy_(weights[site.layer])
+        site.write(weights[site.layer])
 
 
 def run_sequence(
     model: nn.Module, tokenizer, facts: list[Fact], stats: Stats, config: Config, batch: int,
     folder: Folder, strategy: Strategy | None = None, on_batch: Callable | None = None,
-    progress: Callable | None = None, cache: Path | None = None,
+    progress: Callable | None = None, cache: Path | None = None, engine: Any = fast,
 ) -> tuple[EditState, list[Report]]:  # fmt: skip
     """Edit like `ece.edit_sequence`, saving every batch in `folder`.
 
@@ -125,7 +126,7 @@ def run_sequence(
     batch in the folder, as it may have been killed before that. `StateError` if the folder holds a
     run of other facts, settings, statistics or another model, or if a file there is damaged.
     `cache` is a folder of values that runs share: those found from the same weights, facts and
-    settings of the descent.
+    settings of the descent. Several processes give a `Shared` folder, and no cache.
     """
     strategy = strategy or Strategy()
     parts, ahead = split(facts, strategy.batch or batch), strategy.values_from != "current"
@@ -139,7 +140,8 @@ def run_sequence(
         state, reports = new_state(model, tokenizer, config, strategy), []
         folder.save("state", 0, _packed(model, state))
     if ahead and not state.done:
-        state = _find_values(model, tokenizer, parts, state, config, folder, progress, cache)
+        more = (config, folder, progress, cache, engine)
+        state = _find_values(model, tokenizer, parts, state, *more)
     if reports and on_batch is not None:
         on_batch(state, reports[-1], parts[state.done - 1])
 
@@ -149,7 +151,7 @@ def run_sequence(
             on_batch(state, report, part)
 
     found = (lambda number: folder.load("values", number, Values, Groups)) if ahead else None
-    more = (strategy, state, found, save_and_tell, progress)
+    more = (strategy, state, found, save_and_tell, progress, engine)
     state, new = edit_sequence(model, tokenizer, facts, stats, config, batch, *more)
     return state, reports + new
 
@@ -192,7 +194,7 @@ def _save_batch(model: nn.Module, state: EditState, report: Report, folder: Fold
 
 
 def _find_values(
-    model, tokenizer, parts, state, config, folder: Folder, progress, cache: Path | None
+    model, tokenizer, parts, state, config, folder: Folder, progress, cache: Path | None, engine
 ) -> EditState:
     """Find the values of all batches from the unedited weights; those in the folder are read."""
     for part in parts:
@@ -202,7 +204,7 @@ def _find_values(
         if number in there:
             found = folder.load("values", number, Values, Groups)
         else:
-            found = _shared(model, tokenizer, part, state, config, cache)
+            found = _shared(model, tokenizer, part, state, config, cache, engine)
             folder.save("values", number, found)
         state = learned(state, found)
         if progress is not None:
@@ -210,10 +212,10 @@ def _find_values(
     return state
 
 
-def _shared(model, tokenizer, part, state, config, cache: Path | None) -> Values:
+def _shared(model, tokenizer, part, state, config, cache: Path | None, engine) -> Values:
     """Find the values of a batch, or read them where a run with the same ones left them."""
     if cache is None:
-        return compute_values(model, tokenizer, part, state, config)
+        return compute_values(model, tokenizer, part, state, config, engine)
     alone = {} if config.clusters else {"scorer": "all", "p": 1.0}
     entries = state.strategy.entries(config)
     plain = replace(config, layers=entries, lam=1.0, ridge=0.0, **alone)
@@ -221,6 +223,6 @@ def _shared(model, tokenizer, part, state, config, cache: Path | None) -> Values
     path = cache / f"values-{checksum((weights, known, asdict(plain), part))}.safetensors"
     if path.exists():
         return load(path, "values", (Values, Groups))
-    found = compute_values(model, tokenizer, part, state, config)
+    found = compute_values(model, tokenizer, part, state, config, engine)
     save(path, "values", found)
     return found

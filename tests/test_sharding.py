@@ -1,0 +1,91 @@
+"""A model that lies in parts on several processes is edited as one that is whole."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from shards import edited
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+import ece
+from conftest import build
+from ece.model import fingerprint
+from ece.storage import load_edits
+from ece.storage.edits import toggle
+
+TP = ("llama", "qwen2", "phi3", "gpt_neox", "gemma2", "olmo2")
+FSDP = ("gpt2", "gptj", "llama", "gemma2")
+SIZES = dict(vocab_size=328, hidden_size=32, intermediate_size=96, num_hidden_layers=4,
+             num_attention_heads=4, num_key_value_heads=2, head_dim=8, initializer_range=0.15,
+             max_position_embeddings=128, bos_token_id=1, eos_token_id=1,
+             pad_token_id=0)  # fmt: skip
+
+
+def made(family: str):
+    """A small random model of a family, whole."""
+    if family in ("gpt2", "gptj", "llama"):
+        return build(family)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**SIZES))
+    return model.eval().requires_grad_(False)
+
+
+def torchrun(count: int, *words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               "--nproc-per-node", str(count), *map(str, words)]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def lines(done: subprocess.CompletedProcess) -> str:
+    """What the processes themselves said, without torchrun's own report."""
+    return "\n".join(line for line in done.stderr.splitlines() if "[rank" in line)
+
+
+@pytest.mark.parametrize(
+    "way, count, families", [("tp", 2, TP), ("fsdp", 2, FSDP), ("fsdp", 3, FSDP[:1])]
+)
+def test_a_model_in_parts_is_edited_as_a_whole_one(way, count, families, tokenizers, tmp_path):
+    for family in families:
+        made(family).save_pretrained(tmp_path / family)
+        tokenizers["llama"].save_pretrained(tmp_path / family)
+    done = torchrun(count, Path(__file__).with_name("shards.py"), way, tmp_path)
+    assert done.returncode == 0, lines(done)
+    for family in families:
+        home = tmp_path / family
+        model, tokenizer = ece.load(home)
+        before = {site.layer: site.weight.clone() for site in ece.sites(model)}
+        edited(model, tokenizer, family, home / "alone")
+        alone = torch.load(home / "alone" / "found.pt")
+        for rank in range(count):
+            compare(torch.load(home / str(rank) / "found.pt"), alone, before)
+        check_files(home, torch.load(home / "0" / "found.pt"))
+
+
+def compare(found: dict, alone: dict, before: dict[int, torch.Tensor]) -> None:
+    """Compare what one process has with what a process alone has."""
+    assert found.keys() == alone.keys() and found["undone"] == found["unedited"]
+    assert found["unedited"] == alone["unedited"]
+    for name, value in alone.items():
+        kind, *layer = name.split()
+        if kind == "moment":
+            assert (found[name] - value).norm() <= 1e-6 * value.norm()
+        elif kind == "edited":
+            change = value - before[int(*layer)]
+            assert change.norm() > 0.1
+            gap = (found[name] - value).norm()  # sums in another order
+            assert gap <= 1e-6 * value.norm() and gap <= 1e-5 * change.norm(), name
+
+
+def check_files(home: Path, found: dict) -> None:
+    """Apply the edits and load the model that the first process saved: both have its weights."""
+    model, _ = ece.load(home)
+    saved = AutoModelForCausalLM.from_pretrained(home / "0" / "model")
+    assert toggle(model, load_edits(home / "0" / "edits.safetensors")) == "edited"
+    for name, value in found.items():
+        if name.startswith("edited"):
+            layer = int(name.split()[1])
+            for one in (model, saved):
+                assert torch.equal(ece.sites(one, (layer,))[0].weight, value)
+    assert fingerprint(saved) == fingerprint(model)
