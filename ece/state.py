@@ -11,6 +11,7 @@ from ece.descent import Values
 from ece.errors import ConfigError, ModelError, StateError
 from ece.facts import contexts, encode
 from ece.model import blocks, fingerprint, sites
+from ece.parts import in_parts
 from ece.start import Learned, grown
 from ece.strategy import Strategy
 
@@ -100,7 +101,10 @@ def check_setting(model: nn.Module, config: Config, strategy: Strategy) -> None:
     if model.training:
         raise ModelError("the model is in training mode, so its dropout makes every value random; "
                          "call model.eval()")  # fmt: skip
-    sites(model, config.layers)
+    places = sites(model, config.layers)
+    if config.passes != "model" and in_parts(places[0].module.weight):
+        raise ConfigError(f"setting 'passes' is {config.passes!r}, and the model lies in parts on "
+                          "several processes; load it in that format, with dtype")  # fmt: skip
     if config.layers[-1] > (last := len(blocks(model)) - 2):
         raise ConfigError(f"setting 'layers' ends at {config.layers[-1]}, the model's last block; "
                           f"a value there reaches no later token, end at {last}")  # fmt: skip

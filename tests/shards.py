@@ -1,5 +1,12 @@
-"""What each of several processes does for tests/test_sharding.py: torchrun shards.py WAY HOME."""
+"""What each of several processes does for tests/test_sharding.py, started by torchrun.
 
+shards.py equal WAY HOME                 edit every model in HOME
+shards.py resume WAY HOME RANK EVENT     edit one, until process RANK is killed at an event
+shards.py refuse WAY HOME                what is refused
+"""
+
+import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +16,20 @@ from torch import distributed
 
 import ece
 from conftest import SUBJECTS, TEXTS
+from ece import engine as fast
+from ece.baselines import BASELINES, Task
+from ece.baselines.sequence import sequence
 from ece.config import Config
 from ece.covariance import second_moment
+from ece.engine.parallel import Processes, Together
+from ece.errors import EditError, StateError
 from ece.facts import Fact
 from ece.loading.sharding import save_model
 from ece.model import fingerprint
 from ece.sequence import edit_sequence
-from ece.state import undo
-from ece.storage import edits_since, save_edits, snapshot
+from ece.state import new_state, undo
+from ece.storage import Folder, edits_since, moments, run_sequence, save_edits, snapshot
+from ece.storage.folder import Shared
 
 CONFIG = Config(layers=(0, 1), lr=0.1, lr_unit="stream", lam=20.0, ridge=1e-3, clusters=2, steps=5,
                 own_steps=2, contexts=1, context_tokens=4, shared="learned")  # fmt: skip
@@ -46,14 +59,79 @@ def edited(model, tokenizer, family: str, folder: Path, first: bool = True) -> N
     torch.save(found, folder / "found.pt")
 
 
-def main(way: str, home: Path) -> None:
-    torch.set_num_threads(1)
+def equal(way: str, home: Path) -> None:
     for folder in sorted(home.iterdir()):
         model, tokenizer = ece.load(folder, sharding=way)
         rank = distributed.get_rank()
         edited(model, tokenizer, folder.name, folder / str(rank), rank == 0)
-    distributed.destroy_process_group()
+
+
+def joined(way: str) -> tuple[Processes, dict]:
+    """Join the others; "facts" shares facts, the other ways the model."""
+    if not distributed.is_initialized():
+        distributed.init_process_group()
+    return (Together(), {}) if way == "facts" else (Processes(), {"sharding": way})
+
+
+def resume(way: str, home: Path, rank: str = "", event: str = "") -> None:
+    """Edit in a folder, moments included; each broadcast and each sum is an event."""
+    crew, more = joined(way)
+    model, tokenizer = ece.load(home / "llama", **more)
+    if rank and crew.rank == int(rank):
+        left = [int(event)]
+        for name in ("broadcast_object_list", "all_reduce"):
+            setattr(distributed, name, counted(getattr(distributed, name), left))
+    stats, _ = moments(model, tokenizer, TEXTS, CONFIG.layers, home / "moments", 64, crew=crew)
+    engine = crew if way == "facts" else fast
+    with Shared(home / "run", crew) as folder:
+        run_sequence(model, tokenizer, FACTS, stats, CONFIG, 2, folder, engine=engine)
+    marks = [fingerprint(model), stats.digest]
+    crew.agree("the weights", marks[0])
+    if crew.rank == 0:
+        (home / "marks").write_text(json.dumps(marks))
+
+
+def counted(call, left: list[int]):
+    """End the process, as a kill does, when `left` calls were made."""
+
+    def run(*given, **more):
+        left[0] -= 1
+        if left[0] < 0:
+            os._exit(9)
+        return call(*given, **more)
+
+    return run
+
+
+def refuse(way: str, home: Path) -> None:
+    """Print why some things cannot be done with a model in parts."""
+    crew, more = joined(way)
+    model, tokenizer = ece.load(home / "llama", **more)
+    narrow = replace(CONFIG, passes="bfloat16")
+    fine_tuning = BASELINES["ft-l"]
+    task = Task(model, tokenizer, fine_tuning.configure("ft-l"), {})
+    for call in (
+        lambda: ece.load(home / "gpt2", sharding="tp"),
+        lambda: ece.load(home / "llama", "cpu", sharding="tp"),
+        lambda: new_state(model, tokenizer, narrow),
+        lambda: sequence(fine_tuning, task, FACTS, 2),
+    ):
+        try:
+            call()
+        except EditError as error:
+            if crew.rank == 0:
+                print(error)
+    with Shared(home / "run", crew):
+        if crew.rank == 0:
+            try:
+                Folder(home / "run").__enter__()
+            except StateError as error:
+                print(error)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    torch.set_num_threads(1)
+    {"equal": equal, "resume": resume, "refuse": refuse}[sys.argv[1]](
+        sys.argv[2], Path(sys.argv[3]), *sys.argv[4:]
+    )
+    distributed.destroy_process_group()

@@ -1,18 +1,22 @@
 """A model that lies in parts on several processes is edited as one that is whole."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from shards import edited
+from shards import CONFIG, FACTS, edited
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import ece
-from conftest import build
+from conftest import TEXTS, build
+from ece.covariance import second_moment
+from ece.errors import ModelError
 from ece.model import fingerprint
-from ece.storage import load_edits
+from ece.sequence import edit_sequence
+from ece.storage import load_edits, load_moments
 from ece.storage.edits import toggle
 
 TP = ("llama", "qwen2", "phi3", "gpt_neox", "gemma2", "olmo2")
@@ -32,9 +36,10 @@ def made(family: str):
     return model.eval().requires_grad_(False)
 
 
-def torchrun(count: int, *words: str) -> subprocess.CompletedProcess:
+def torchrun(count: int, *words) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--nproc-per-node", str(count), *map(str, words)]  # fmt: skip
+               "--nproc-per-node", str(count), str(Path(__file__).with_name("shards.py")),
+               *map(str, words)]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
@@ -47,10 +52,8 @@ def lines(done: subprocess.CompletedProcess) -> str:
     "way, count, families", [("tp", 2, TP), ("fsdp", 2, FSDP), ("fsdp", 3, FSDP[:1])]
 )
 def test_a_model_in_parts_is_edited_as_a_whole_one(way, count, families, tokenizers, tmp_path):
-    for family in families:
-        made(family).save_pretrained(tmp_path / family)
-        tokenizers["llama"].save_pretrained(tmp_path / family)
-    done = torchrun(count, Path(__file__).with_name("shards.py"), way, tmp_path)
+    saved(tmp_path, tokenizers["llama"], *families)
+    done = torchrun(count, "equal", way, tmp_path)
     assert done.returncode == 0, lines(done)
     for family in families:
         home = tmp_path / family
@@ -89,3 +92,49 @@ def check_files(home: Path, found: dict) -> None:
             for one in (model, saved):
                 assert torch.equal(ece.sites(one, (layer,))[0].weight, value)
     assert fingerprint(saved) == fingerprint(model)
+
+
+def saved(home: Path, tokenizer, *families: str) -> None:
+    for family in families:
+        made(family).save_pretrained(home / family)
+        tokenizer.save_pretrained(home / family)
+
+
+@pytest.mark.parametrize("way, kills", [("facts", [(1, 13), (0, 40)]), ("tp", [(1, 60)])])
+def test_a_run_that_lost_a_process_goes_on_to_the_same_bits(way, kills, tokenizers, tmp_path):
+    for name in ("whole", "killed"):
+        saved(tmp_path / name, tokenizers["llama"], "llama")
+    assert torchrun(2, "resume", way, tmp_path / "whole").returncode == 0
+    for rank, event in kills:
+        done = torchrun(2, "resume", way, tmp_path / "killed", rank, event)
+        assert done.returncode and "exitcode  : 9" in done.stderr, lines(done)
+        assert not (tmp_path / "killed" / "marks").exists()
+    done = torchrun(2, "resume", way, tmp_path / "killed")
+    assert done.returncode == 0, lines(done)
+    whole, killed = (json.loads((tmp_path / n / "marks").read_text()) for n in ("whole", "killed"))
+    assert whole == killed
+    if way == "facts":  # and as one process has it, up to the order of the moments' sums
+        model, tokenizer = ece.load(tmp_path / "whole" / "llama")
+        alone = second_moment(model, tokenizer, TEXTS, CONFIG.layers, 64)
+        stats = load_moments(tmp_path / "whole" / "moments", model)
+        assert stats.tokens == alone.tokens
+        for layer, moment in alone.moments.items():
+            assert (stats.moments[layer] - moment).norm() <= 1e-12 * moment.norm()
+        edit_sequence(model, tokenizer, FACTS, stats, CONFIG, 2)
+        assert [fingerprint(model), stats.digest] == whole
+
+
+def test_what_is_refused(tokenizers, tmp_path):
+    saved(tmp_path, tokenizers["llama"], "llama", "gpt2")
+    done = torchrun(2, "refuse", "tp", tmp_path)
+    assert done.returncode == 0, lines(done)
+    wanted = ("has no plan for sharding='tp'", "are both given", "setting 'passes' is 'bfloat16'",
+              "this baseline edits a model that is whole", "in use by another run")  # fmt: skip
+    found = done.stdout.splitlines()
+    assert len(found) == len(wanted)
+    for text, line in zip(wanted, found, strict=True):
+        assert text in line
+    with pytest.raises(ModelError, match="this process is alone"):
+        ece.load(tmp_path / "llama", sharding="fsdp")
+    with pytest.raises(ModelError, match="choose one of tp, fsdp"):
+        ece.load(tmp_path / "llama", sharding="pp")

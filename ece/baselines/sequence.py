@@ -8,8 +8,9 @@ from torch import nn
 
 from ece.baselines.base import Baseline, Task, Weights, identity
 from ece.checks import validate
-from ece.errors import StateError, check_finite
+from ece.errors import ModelError, StateError, check_finite
 from ece.facts import Fact
+from ece.parts import in_parts
 from ece.sequence import split
 from ece.storage import Folder
 
@@ -82,6 +83,9 @@ def sequence(
     the unedited model ends with the same bits; it calls `on_batch` again for its last batch.
     """
     parts, done = split(facts, batch), Done()
+    if any(map(in_parts, task.model.parameters())):
+        raise ModelError("this baseline edits a model that is whole, and this one lies in parts on "
+                         "several processes; load it without 'sharding'")  # fmt: skip
     if folder is not None:
         folder.claim("baseline", identity(task, facts, batch=batch))
         done = _resumed(task.model, folder)
