@@ -164,8 +164,8 @@ def groups_of(objective: Objective, W: Float[Tensor, "model ff"], config: Config
     Scores that do not look at the fact ("weight", "all") give every fact the same set;
     there the activation sets are clustered instead.
     """
-    blind = config.scorer in ("weight", "all")
-    score = scores("activation" if blind else config.scorer, objective.keys, W)
+    kind = "activation" if config.scorer in ("weight", "all") else config.scorer
+    score = scores(kind, objective.keys.to(W.device), W).to(objective.nll.device)
     k = min(config.clusters, len(objective.keys))
     # Taken in the order of their NLL, so that the facts' order in the batch plays no part.
     order = objective.nll.argsort()

@@ -107,7 +107,7 @@ def edit_batch(
         for layer, goal, left in plan:
             keys, states, reader = reader.read(layer, goal.layer)
             (site,), residual = sites(model, (layer,)), goal.z.to(states) - states
-            W, R = site.weight, state.strategy.spread(residual, left).T
+            W, R = site.weight, state.strategy.spread(residual, left).T.to(keys.device)
             changes.append(_change(layer, W, mix(keys), R, stats.moments[layer], state, config))
             written = _write(site, changes[-1])
             if layer != plan[-1][0]:

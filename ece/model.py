@@ -148,7 +148,15 @@ def between(model: nn.Module, first: int, last: int | None = None, embedded: boo
                 lambda _, __, kw: given.append(kw["inputs_embeds"]), with_kwargs=True))  # fmt: skip
             undo.enter_context([*some, getattr(base, parts.norm)][0].register_forward_pre_hook(
                 lambda _, arguments: (given.pop(), *arguments[1:])))  # fmt: skip
+        undo.enter_context(base.register_forward_pre_hook(_brought, with_kwargs=True))
         yield base
+
+
+def _brought(base: nn.Module, given: tuple, named: dict) -> tuple[tuple, dict]:
+    """Bring inputs to the embeddings' device: states may come from a later part of the model."""
+    device = base.get_input_embeddings().weight.device
+    put = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in named.items()}
+    return tuple(v.to(device) if isinstance(v, Tensor) else v for v in given), put
 
 
 def fingerprint(model: nn.Module, layers: tuple[int, ...] | None = None) -> str:

@@ -95,7 +95,7 @@ def _lifted(model: nn.Module, rows: _Rows, layer: int, max_tokens: int) -> Itera
     above = pass_heads(passed.entry)[1]
     for part, keys in zip(passed.entry.parts, passed.parts, strict=True):
         begin = torch.tensor(own, device=part.rows.device)[part.rows]
-        here = keys[torch.arange(len(begin), device=begin.device), begin]
+        here = keys.to(begin.device)[torch.arange(len(begin), device=begin.device), begin]
         yield _Lifted(part.rows, lift(passed, part, above, begin), here)
 
 

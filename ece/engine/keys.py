@@ -33,9 +33,9 @@ class Reader:
         passed = through(advance(self.walk, layer))
         walk = passed.walk
         order = torch.cat([part.rows for part in walk.parts]).argsort()
-        ends = [keys[torch.arange(len(part.last), device=part.last.device), part.last]
+        ends = [keys[torch.arange(len(part.last), device=keys.device), part.last.to(keys.device)]
                 for part, keys in zip(walk.parts, passed.parts, strict=True)]  # fmt: skip
-        keys = torch.cat(ends)[order]
+        keys = torch.cat(ends)[order.to(ends[0].device)]
         each = len(keys) // self.edits
         bare = advance(walk.only(torch.arange(0, len(keys), each)), at + 1)
         states = torch.cat([part.at_last() for part in bare.parts])

@@ -96,8 +96,8 @@ def log_probs(
     index = chunk.where[..., None].expand(-1, -1, -1, states.shape[-1])
     target = states[:, :-1].gather(2, index)
     essence = states[torch.arange(edits, device=states.device), -1, chunk.end]
-    head = chunk.head
-    return head(target).float().log_softmax(-1), head(essence).float().log_softmax(-1)
+    logits = (chunk.head(part).float() for part in (target, essence))
+    return tuple(part.log_softmax(-1).to(states.device) for part in logits)
 
 
 class _Done(nn.Module):

@@ -170,20 +170,24 @@ def pass_heads(walk: Walk, last: int | None = None) -> tuple[Heads, Past]:
             inputs_embeds=walk.heads.states, past_key_values=cache, use_cache=True
         ).last_hidden_state
     past = [(layer.keys, layer.values) for layer in cache.layers[walk.layer :]]
-    return replace(walk.heads, states=states), past
+    return replace(walk.heads, states=states.to(walk.heads.states.device)), past
 
 
 def run(walk: Walk, part: Part, past: Past, last: int) -> Float[Tensor, "row token d"]:
-    """Run the part to block `last`; `past` is the beginnings', from `walk.layer` on."""
+    """Run the part to block `last`; `past` is the beginnings', from `walk.layer` on.
+
+    States come back to where they were: a model may be spread over several devices.
+    """
     cache = cached(past, part.head, walk.layer)
     with torch.no_grad(), between(walk.model, walk.layer, last, embedded=True) as base:
-        return base(
+        states = base(
             inputs_embeds=part.states,
             attention_mask=part.mask,
             position_ids=part.positions,
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
+    return states.to(part.states.device)
 
 
 def cached(past: Past, rows: Int[Tensor, " row"], first: int) -> DynamicCache | None:

@@ -57,17 +57,18 @@ class Upper:
         for block, (keys, values) in enumerate(self.past, self.layer + 1):
             cache.update(keys, values, block)
         with entry, between(self.model, self.layer + 1, embedded=True) as base:
-            return base(
+            states = base(
                 inputs_embeds=torch.cat([first, self.hidden[:, 1:]], 1),
                 attention_mask=self.mask,
                 position_ids=self.positions,
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
+        return states.to(self.hidden.device)
 
     def take(self, rows: Int[Tensor, " kept"], width: int | None = None) -> "Upper":
         """Take some of the rows, without the tokens from `width` on."""
-        past = [(keys[rows], values[rows]) for keys, values in self.past]
+        past = [(k[rows.to(k.device)], v[rows.to(v.device)]) for k, v in self.past]
         hidden, positions = self.hidden[rows, :width], self.positions[rows, :width]
         mask = self.mask[rows, :, :width, : self.before + hidden.shape[1]]
         return replace(self, hidden=hidden, positions=positions, mask=mask, past=past)
