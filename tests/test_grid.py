@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from small_runs import without_seconds
 
 from ece.errors import ConfigError
 from ece.experiments import grid
@@ -147,6 +148,33 @@ def test_a_cell_runs_once(command, file, tmp_path, capsys):
     file.write_text(FILE.replace("20.0", "30.0"))
     call("--only", "*ece-rs*")
     assert len(ran) == 6, "other settings are other cells"
+
+
+def test_cells_run_on_the_device_given_under_their_own_names(command, file, tmp_path, monkeypatch):
+    call, _ = command
+    seen, before = [], grid.run
+
+    def run(settings, **more):
+        seen.append(settings.device)
+        return before(settings, **more)
+
+    monkeypatch.setattr(grid, "run", run)
+    assert call("--device", "cpu", "--only", "*memit*") == 0 and seen == ["cpu", "cpu"]
+    assert call("--only", "*memit*") == 0 and len(seen) == 2, "they are done"
+
+
+def test_cells_run_at_the_same_time_give_the_records_of_one_after_the_other(file, tmp_path):
+    file.write_text(FILE + "stats_tokens = 2000\ntext_tokens = 0\n")
+    found = []
+    for jobs in ("1", "2"):
+        place = tmp_path / jobs
+        words = ["--only", "*memit*", "--jobs", jobs, "--results", str(place / "results"),
+                 "--records", str(place), "--work", str(place / "work")]  # fmt: skip
+        assert main(["grid", str(file), *words]) == 0
+        records = [json.loads(path.read_text()) for path in sorted(place.glob("*.json"))]
+        assert len(records) == 2
+        found.append([without_seconds(record) for record in records])
+    assert found[0] == found[1]
 
 
 def test_texts_of_the_grid_enter_no_file_name(command, file, tmp_path):

@@ -9,12 +9,13 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import field, fields
+from dataclasses import field, fields, replace
 from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
+from joblib import Parallel, delayed
 from pydantic import Field
 from tqdm import tqdm
 from tyro.conf import Positional
@@ -22,7 +23,7 @@ from tyro.conf import Positional
 from ece.errors import ConfigError, checked
 from ece.experiments.results import SIX, Results, read, source, write_record
 from ece.experiments.runner import run
-from ece.experiments.spec import UNKNOWN, Settings, run_id
+from ece.experiments.spec import UNKNOWN, Count, Settings, run_id
 
 AXES = {"models": "model", "methods": "method", "datasets": "dataset", "seeds": "seed"}
 """Lists in a table of the file, and the setting that each of them varies."""
@@ -41,6 +42,10 @@ class Options:
     """Print the names and whether they are done, and run nothing."""
     dry_run: bool = False
     """Print what would run and how long it may take, and run nothing."""
+    device: str | None = None
+    """Where the models go, as torch names it; without it where each cell says."""
+    jobs: Count = 1
+    """Cells that run at the same time, each in a process of its own."""
     results: str = "results"
     """Folder of the results."""
     records: str = "_build/cells"
@@ -188,10 +193,20 @@ def _plan(left: list[Settings], found: Results) -> str:
 
 
 def _run(left: list[Settings], options: Options) -> None:
-    work = Path(options.work) / source()
-    with tqdm(left, unit="cell", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
-        for settings in bar:
-            bar.set_description(settings.name)
-            path = _record(settings, options)
-            write_record(run(settings, work=work / path.stem, cache=work / "cache"), path)
-            shutil.rmtree(work / path.stem, ignore_errors=True)
+    """Run cells, some at a time; what was finished stays when one of them fails."""
+    work, device = Path(options.work) / source(), options.device
+    calls = (delayed(_cell)(s, replace(s, device=device) if device else s, options, work)
+             for s in left)  # fmt: skip
+    names = Parallel(n_jobs=options.jobs, return_as="generator_unordered", batch_size=1)(calls)
+    show = dict(unit="cell", file=sys.stderr, disable=not sys.stderr.isatty())
+    with tqdm(names, total=len(left), **show) as bar:
+        for name in bar:
+            bar.set_description(name)
+
+
+def _cell(declared: Settings, settings: Settings, options: Options, work: Path) -> str:
+    """Run one cell and write its record, under the name of what was declared."""
+    path = _record(declared, options)
+    write_record(run(settings, work=work / path.stem, cache=work / "cache"), path)
+    shutil.rmtree(work / path.stem, ignore_errors=True)
+    return declared.name

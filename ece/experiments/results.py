@@ -7,6 +7,7 @@ same batch by batch). A run's identity is a hash of its settings (`ece.experimen
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -258,7 +259,7 @@ def provenance(command: str, numbers: Mapping, model, tokens: int | None, finger
         "commit": commit(),
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in ("torch", "transformers", "ece")},
-        "device": str(model.device),
+        "device": _device(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "settings": json.loads(json.dumps(numbers)),
@@ -267,11 +268,21 @@ def provenance(command: str, numbers: Mapping, model, tokens: int | None, finger
     }
 
 
+def _device(device: torch.device) -> str:
+    """Name a device, an accelerator with its kind."""
+    if device.type == "cpu":
+        return str(device)
+    return f"{device} ({torch.get_device_module(device).get_device_name(device)})"
+
+
 def commit(folder: Path = Path(__file__).parents[1]) -> str:
     """Find the git revision of the code in `folder`, with "-dirty" if the code there differs.
 
-    "unknown" where git, a repository, or the folder's place in it is missing.
+    "unknown" where git, a repository, or the folder's place in it is missing. The environment
+    variable ECE_COMMIT names the revision of a copy that has no repository.
     """
+    if named := os.environ.get("ECE_COMMIT"):
+        return named
     try:
         revision = _git(folder, "rev-parse", "HEAD")
         tracked = _git(folder, "ls-files", "--", ".")
