@@ -260,6 +260,49 @@ assert large.iloc[2] > 80 > large.iloc[3]
 # whoever has one: `ece bench --shapes
 # llama-3-8b --device cuda` measures it.
 #
+# ## More than one process
+#
+# `torchrun` starts several processes. They share the facts of each batch, or with `--sharding`
+# the weights of a model that no card holds alone: "tp" splits every matrix, "fsdp" stores the
+# blocks in parts. Here two processes on this machine share the blocks of the embedded
+# Llama; the edits they write are compared with those of one process.
+
+# %%
+import subprocess
+import sys
+
+from ece import atlas
+
+ARGUMENTS = ["-m", "ece", "edit", "atlas.csv", "--model", "atlas-llama",
+             "--stats-tokens", "2000", "--out"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone",
+            "--nproc-per-node", "2"]
+
+
+def edits_of(name, before=(), after=()):
+    words = [sys.executable, *before, *ARGUMENTS, name, *after]
+    subprocess.run(words, cwd=folder, check=True, capture_output=True)
+    return storage.load_edits(folder / name)
+
+
+few = [(f.prompt, f.subject, f.target, f.true)
+       for f in atlas.facts("counterfact", 4)]
+pd.DataFrame(few, columns=COLUMNS[:4]).to_csv(
+    folder / "atlas.csv", index=False)
+alone = edits_of("one.safetensors")
+split = edits_of("two.safetensors", TORCHRUN, ["--sharding", "fsdp"])
+
+# %% tags=["hide-input"]
+after = [edits.about["after"]["efficacy"] for edits in (alone, split)]
+same = [torch.equal(alone.columns[n], split.columns[n]) for n in alone.columns]
+assert alone.unedited == split.unedited and after[0] == after[1] and all(same)
+print(f"columns changed: {alone.neurons} and {split.neurons}")
+print(f"right answers to the prompts: {after[0]:.0f} % and {after[1]:.0f} %")
+
+# %% [markdown]
+# The same columns and the same answers. The weights differ by rounding, less than a millionth of
+# their size, as sums are taken in another order (`tests/test_sharding.py`).
+#
 # On a cluster the same script is one job:
 #
 # ```bash

@@ -23,6 +23,8 @@ from ece.config import Config
 from ece.covariance import second_moment
 from ece.engine.parallel import Processes, Together
 from ece.errors import EditError, StateError
+from ece.evaluation.generation import answer
+from ece.evaluation.metrics import evaluate
 from ece.facts import Fact
 from ece.loading.sharding import save_model
 from ece.model import fingerprint
@@ -45,6 +47,8 @@ def edited(model, tokenizer, family: str, folder: Path, first: bool = True) -> N
     config = replace(CONFIG, layers=(1,)) if family in ONE else CONFIG
     folder.mkdir(parents=True)
     found = {"unedited": fingerprint(model)}
+    evaluate(model, tokenizer, FACTS[:2])
+    answer(model, tokenizer, [FACTS[0].text], 2)
     stats = second_moment(model, tokenizer, TEXTS[:20], config.layers)
     before = snapshot(model, config.layers)
     state, _ = edit_sequence(model, tokenizer, FACTS, stats, config, 3)
@@ -112,6 +116,7 @@ def refuse(way: str, home: Path) -> None:
     task = Task(model, tokenizer, fine_tuning.configure("ft-l"), {})
     for call in (
         lambda: ece.load(home / "gpt2", sharding="tp"),
+        lambda: ece.load("atlas-llama", sharding="tp"),
         lambda: ece.load(home / "llama", "cpu", sharding="tp"),
         lambda: new_state(model, tokenizer, narrow),
         lambda: sequence(fine_tuning, task, FACTS, 2),

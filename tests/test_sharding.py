@@ -128,7 +128,8 @@ def test_what_is_refused(tokenizers, tmp_path):
     saved(tmp_path, tokenizers["llama"], "llama", "gpt2")
     done = torchrun(2, "refuse", "tp", tmp_path)
     assert done.returncode == 0, lines(done)
-    wanted = ("has no plan for sharding='tp'", "are both given", "setting 'passes' is 'bfloat16'",
+    wanted = ("has no plan for sharding='tp'", "2 processes cannot share the model's 3",
+              "are both given", "setting 'passes' is 'bfloat16'",
               "this baseline edits a model that is whole", "in use by another run")  # fmt: skip
     found = done.stdout.splitlines()
     assert len(found) == len(wanted)

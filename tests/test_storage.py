@@ -30,6 +30,7 @@ from ece.storage import (
     Folder,
     archive,
     checksum,
+    contents,
     folder,
     journal,
     load,
@@ -323,6 +324,10 @@ def test_finished_moments_are_read_and_only_for_what_they_are(stats, model, toke
     with pytest.raises(StatsError, match="another model"):
         moments(other, tokenizer, TEXTS[:60], (0,), path)
     assert load_moments(path, model).digest == stats.digest
+    held = contents(path)
+    assert (held["digest"], held["model"]) == (stats.digest, fingerprint(model))
+    assert held["layers"] == (0, 1, 2) and held["texts"] == made[1]
+    assert held["neurons"][2] == len(stats.moments[2]) and held["tokens"] == stats.tokens
     save_moments(stats, path)  # of texts that nobody knows
     assert moments(model, tokenizer, TEXTS[:9], (0,), path)[0].digest == stats.digest
     flip(path, -3)

@@ -76,7 +76,7 @@ def _log_probs(model, rows, last: bool):
             yield own[size - 1 if last else 0 : size].log_softmax(-1).clone()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _passes(model, rows):
     """Yield tokens, mask and logits `[row, token, vocab]` of rows, some at a time."""
     for first in range(0, len(rows), ROWS):

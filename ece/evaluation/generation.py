@@ -17,7 +17,7 @@ ROWS, READ = 64, 4096
 """Prompts continued in one pass, and the tokens, padding included, of one pass of answers."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model: nn.Module, tokenizer, prompts: Sequence[str], tokens: int = 100, top_k: int = 5,
     seed: int = 0,
@@ -45,7 +45,7 @@ def generate(
     return texts
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def answer(model: nn.Module, tokenizer, prompts: Sequence[str], tokens: int = 20) -> list[str]:
     """Go on from each prompt greedily, up to `tokens` tokens or a natural stop.
 

@@ -110,7 +110,7 @@ def _covers(rows: list[list[int]]) -> list[int]:
     return covers
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _forward(model, rows: list[list[int]], answers: list[tuple[int, AnswerRow]]):
     """Compute NLL per token, share of top-1 tokens and the likeliest ones, per (line, row)."""
     ids, mask = (tensor.to(model.device) for tensor in pad(rows, "right"))

@@ -56,11 +56,18 @@ def arguments(source: str, sharding: str) -> dict[str, Any]:
     if sharding != "tp":
         return {}
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    if not getattr(config.get_text_config(), "base_model_tp_plan", None):
+    count, shape = distributed.get_world_size(), config.get_text_config()
+    if not getattr(shape, "base_model_tp_plan", None):
         raise ModelError(f"model type '{config.model_type}' has no plan for sharding='tp'; take "
                          "sharding='fsdp'")  # fmt: skip
+    for name in ("num_key_value_heads", "num_attention_heads", "intermediate_size"):
+        size = getattr(shape, name, None)
+        if size is not None and size % count:
+            raise ModelError(f"{count} processes cannot share the model's {size} ({name}) by "
+                             "sharding='tp'; start as many as divide it, or take "
+                             "sharding='fsdp'")  # fmt: skip
     own_device()
-    return {"distributed_config": DistributedConfig(tp_size=distributed.get_world_size())}
+    return {"distributed_config": DistributedConfig(tp_size=count)}
 
 
 def spread(model: nn.Module, sharding: str) -> nn.Module:

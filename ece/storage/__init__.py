@@ -27,13 +27,14 @@ from ece.storage.files import remove, write
 from ece.storage.folder import Folder
 from ece.storage.journal import load_state, run_sequence, save_state
 from ece.storage.lock import locked
-from ece.storage.second_moments import load_moments, moments, save_moments
+from ece.storage.second_moments import contents, load_moments, moments, save_moments
 
 __all__ = [
     "EditSet",
     "Folder",
     "check_identity",
     "checksum",
+    "contents",
     "edits_since",
     "load",
     "load_edits",

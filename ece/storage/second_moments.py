@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -94,6 +95,21 @@ def save_moments(stats: Stats, path: str | Path, texts: str = "", counted: str =
     texts: SHA-256 of the texts they are of, if known. counted: the name of what chose the tokens.
     """
     save(path, "moments", {"stats": stats, "texts": texts, "tokens counted": counted})
+
+
+def contents(path: str | Path) -> dict[str, Any]:
+    """Say what a file of second moments holds: whose they are, of which layers, texts and size."""
+    found = load(path, "moments", [Stats])
+    stats = found["stats"]
+    return {
+        "model": stats.fingerprint,
+        "layers": tuple(stats.moments),
+        "neurons": {layer: len(moment) for layer, moment in stats.moments.items()},
+        "tokens": stats.tokens,
+        "tokens counted": found["tokens counted"],
+        "texts": found["texts"],
+        "digest": stats.digest,
+    }
 
 
 def load_moments(path: str | Path, model: nn.Module | None = None) -> Stats:
