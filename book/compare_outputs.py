@@ -18,6 +18,7 @@ UNITS = 2  # of the last digit printed, that a number with a decimal point may d
 NOISE = 1e-5  # numbers below are rounding errors, whatever their digits
 SHARE = 0.01  # that a whole number may differ by: 734 neurons or 741, never 2 groups or 3
 PICTURE = "image/png"
+WITHIN = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")  # a picture inside a page
 BLOCK = 8  # pixels; a picture is compared block by block
 VISIBLE = 40  # of 255: a block that differs by more looks different
 CHANGED = 0.005  # share of blocks that may look different
@@ -40,9 +41,22 @@ def close_to(cell: IPyNbCell, found: dict, stored: dict | None) -> dict:
         elif kind == PICTURE and other is not None and same_picture(value, other):
             copy[kind] = other
         elif isinstance(value, str) and isinstance(other, str) and kind != PICTURE:
-            if same_text(cell.sanitize(value), cell.sanitize(other)):
+            value = without_pictures(value, other)
+            if value == other or same_text(cell.sanitize(value), cell.sanitize(other)):
                 copy[kind] = other
     return copy
+
+
+def without_pictures(found: str, stored: str) -> str:
+    """Put the stored text's pictures in the place of those that look like them."""
+    others = iter(WITHIN.findall(stored))
+
+    def replaced(match: re.Match) -> str:
+        other = next(others, None)
+        same = other is not None and same_picture(match[1], other)
+        return match[0].replace(match[1], other) if same else match[0]
+
+    return WITHIN.sub(replaced, found)
 
 
 def same_text(one: str, other: str) -> bool:

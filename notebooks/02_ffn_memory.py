@@ -454,6 +454,44 @@ plt.show()
 # a small part of all tokens. Which answer the model gives in the end is another
 # question; it depends on margins, and later chapters measure it.
 #
+# Each fact for itself: move the slider.
+
+# %% tags=["hide-input"]
+from ece.book.slider import slider
+
+weights = lams[::2]
+
+
+def fact_by_fact(lam):
+    """In % of the mean change: new facts missed, other facts moved."""
+    D, _ = update(lam)
+    return [100 * (part.norm(dim=0) / size).sort().values.cpu()
+            for part in (D @ K1.T - R, D @ others.T)]
+
+
+def draw_facts(i):
+    figure, ax = plt.subplots(figsize=(4.6, 3.0))
+    hues, shapes = (plots.RED, plots.BLUE), ("o", "^")
+    for part, hue, shape, name in zip(
+            fact_by_fact(weights[i]), hues, shapes, names):
+        ax.plot(torch.linspace(0, 1, len(part)), part, shape, color=hue,
+                markersize=4, label=name)
+    ax.set(ylim=(-4, 160), xticks=[], xlabel="facts, in order",
+           ylabel="% of the mean change")
+    ax.legend(loc="upper left")
+    return figure
+
+
+def describe(i):
+    missed, moved = map(float, map(torch.mean, fact_by_fact(weights[i])))
+    return (f"lambda {weights[i]:g}: new facts miss {missed:.0f} % of the "
+            f"change on average, other facts move by {moved:.0f} %.")
+
+
+labels = [f"{lam:g}" for lam in weights]
+slider(draw_facts, labels, "λ =", describe, start=4)
+
+# %% [markdown]
 # ## One fact, MEMIT's way
 #
 # MEMIT makes two more choices. It writes over several layers, each

@@ -252,6 +252,40 @@ axes[0].legend()
 plt.show()
 
 # %% [markdown]
+# Which neurons are these? Each dot below is a neuron that RS chooses for a fact. The
+# columns are the neurons that any of twelve facts chooses at $p = 0.5$, in the order of
+# how many facts choose them; move the slider to ask for more of the score.
+
+# %% tags=["hide-input"]
+from ece.book.slider import slider
+
+few = 12
+half = fact_sets(Q["residual"][:few], 0.5)
+columns = half.sum(0).argsort(descending=True, stable=True)
+columns = columns[:int(half.any(0).sum())].cpu()
+
+
+def draw_map(i):
+    chosen = fact_sets(Q["residual"][:few], shares[i]).cpu()[:, columns]
+    figure, ax = plt.subplots(figsize=(4.6, 2.8))
+    fact, neuron = chosen.nonzero().T
+    ax.plot(neuron, fact, ".", color=plots.GREEN, markersize=3)
+    ax.set(xlim=(-1, len(columns)), ylim=(few - 0.5, -0.5), yticks=[],
+           xlabel="neuron", ylabel="fact")
+    ax.grid(False)
+    return figure
+
+
+def describe(i):
+    sets = fact_sets(Q["residual"][:few], shares[i])
+    each, all_facts = sets.sum(1).float().mean(), int(sets.any(0).sum())
+    return (f"p = {shares[i]}: {each:.0f} neurons a fact, "
+            f"{all_facts} in all twelve together.")
+
+
+slider(draw_map, list(map(str, shares)), "p =", describe, start=4)
+
+# %% [markdown]
 # For the same number of neurons, sets by AS or RS leave much less of the output
 # missing than sets by WI, which include neurons that are silent for the fact at
 # hand.

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # The threshold $p$: Fig 7
+# # The threshold p: Fig 7
 #
 # ECE changes only the neurons that carry a share $p$ of the total score (Eq 8). The
 # paper sets $p = 0.8$ and varies it in Fig 7; the settings published with it say $p = 1$

@@ -249,6 +249,39 @@ ax.set(xlabel="batches written", ylabel="facts of batch",
 plt.show()
 
 # %% [markdown]
+# Batch by batch, fact by fact: the new answer of each edited fact, and the true answer of the
+# neighbours, which should not move.
+
+# %% tags=["hide-input"]
+from ece.book.slider import slider
+
+
+def draw_state(done):
+    figure, axes = plt.subplots(2, 1, figsize=(4.6, 4.4), sharex=True)
+    for ax, rows, hue, title in zip(
+            axes, (edited, beside), (plots.RED, plots.BLUE),
+            ("edited facts: new answer", "neighbours: true answer")):
+        x = np.linspace(0, 60, rows.shape[1], endpoint=False)
+        ax.plot(x, np.exp(-rows[0]), ".", color=plots.GREY, markersize=4)
+        ax.plot(x, np.exp(-rows[done]), ".", color=hue, markersize=6)
+        ax.axvspan(0, 20 * done, color=hue, alpha=0.08, lw=0)
+        ax.set(title=title, ylim=(-0.03, 1.03), xlim=(-1, 60),
+               ylabel="probability")
+    axes[1].set(xlabel="facts in the order of editing (grey: unedited)")
+    return figure
+
+
+def describe(done):
+    new, true = (np.exp(-rows[done]).mean() for rows in (edited, beside))
+    return (f"{done} batches written: the new answers of all 60 facts have "
+            f"a mean probability of {new:.2f}, the neighbours' true "
+            f"answers {true:.2f}.")
+
+
+labels = [f"{n} of 3" for n in range(4)]
+slider(draw_state, labels, "batches written:", describe)
+
+# %% [markdown]
 # ### Which neighbours suffer?
 #
 # The solve sends the key of an edited fact to a new value, and any other key goes
@@ -290,6 +323,42 @@ ax.axhline(0, color=plots.GREY, lw=1)
 ax.set(xlabel="resemblance of the keys (cosine)",
        ylabel="change of NLL, nats")
 plt.show()
+
+# %% [markdown]
+# The edits one by one, those whose neighbours lost most first: before and after all three
+# batches.
+
+# %% tags=["hide-input"]
+loss = (beside[-1] - beside[0]).reshape(60, 2)
+worst = loss.max(1).argsort()[::-1][:12]
+
+
+def three(n):
+    """The fact and its neighbours: text, answer, probability twice."""
+    rows = [(facts[n].text, facts[n].target, *np.exp(-edited[[0, -1], n]))]
+    for i in (2 * n, 2 * n + 1):
+        rows.append((near[i][0], near[i][1], *np.exp(-beside[[0, -1], i])))
+    return rows
+
+
+def draw_one(i):
+    figure, axes = plt.subplots(3, 1, figsize=(4.6, 3.6), sharex=True)
+    for ax, (text, answer, before, now), hue in zip(
+            axes, three(worst[i]), (plots.RED, plots.BLUE, plots.BLUE)):
+        ax.barh(["after", "before"], [now, before], color=[hue, plots.GREY])
+        ax.set(xlim=(0, 1))
+        ax.set_title(f"{text} … {answer}", fontsize=9, loc="left")
+    axes[-1].set(xlabel="probability of the answer, per token")
+    return figure
+
+
+def describe(i):
+    parts = (f"“{text} {answer}” from {before:.2f} to {now:.2f}"
+             for text, answer, before, now in three(worst[i]))
+    return "; ".join(parts) + "."
+
+
+slider(draw_one, [facts[n].subject for n in worst], "edited:", describe)
 
 # %% [markdown]
 # It does, but loosely: most of what happens to a neighbour is not in the angle of its

@@ -294,10 +294,11 @@ split = edits_of("two.safetensors", TORCHRUN, ["--sharding", "fsdp"])
 
 # %% tags=["hide-input"]
 after = [edits.about["after"]["efficacy"] for edits in (alone, split)]
-same = [torch.equal(alone.columns[n], split.columns[n]) for n in alone.columns]
-assert alone.unedited == split.unedited and after[0] == after[1] and all(same)
+for n, columns in alone.columns.items():
+    assert torch.equal(columns, split.columns[n])
+assert alone.unedited == split.unedited and after[0] == after[1]
 print(f"columns changed: {alone.neurons} and {split.neurons}")
-print(f"right answers to the prompts: {after[0]:.0f} % and {after[1]:.0f} %")
+print("right answers to the prompts, %:", *after)
 
 # %% [markdown]
 # The same columns and the same answers. The weights differ by rounding, less than a millionth of

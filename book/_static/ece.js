@@ -1,0 +1,35 @@
+// Sliders (ece/book/slider.py): show the drawing that belongs to the slider's place.
+for (const box of document.querySelectorAll(".ece-slider")) {
+  const labels = box.dataset.labels.split("|");
+  const pictures = box.querySelectorAll("img");
+  const label = box.querySelector("label");
+  const range = label.querySelector("input");
+  const show = () => {
+    pictures.forEach((picture, place) => { picture.hidden = place !== Number(range.value); });
+    label.querySelector("output").textContent = labels[range.value];
+    range.setAttribute("aria-valuetext", labels[range.value]);
+  };
+  range.addEventListener("input", show);
+  label.hidden = false;
+  show();
+}
+
+// What scrolls sideways can be reached by keyboard.
+const reach = () => {
+  for (const box of document.querySelectorAll(".bd-article table, .bd-article pre")) {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+  }
+};
+new ResizeObserver(reach).observe(document.querySelector(".bd-article") || document.body);
+window.addEventListener("load", reach);
+
+// The parameters of a long signature are a list without terms.
+for (const list of document.querySelectorAll(".sig dl")) {
+  list.setAttribute("role", "list");
+  for (const entry of list.children) entry.setAttribute("role", "listitem");
+}
+
+// Sphinx calls its list of sources a list, and its entries nothing.
+for (const list of document.querySelectorAll(".citation-list")) {
+  for (const entry of list.children) entry.setAttribute("role", "listitem");
+}
