@@ -469,6 +469,7 @@ def fact_by_fact(lam):
             for part in (D @ K1.T - R, D @ others.T)]
 
 
+# %% tags=["hide-input"]
 def draw_facts(i):
     figure, ax = plt.subplots(figsize=(4.6, 3.0))
     hues, shapes = (plots.RED, plots.BLUE), ("o", "^")

@@ -276,6 +276,7 @@ def draw_map(i):
     return figure
 
 
+# %% tags=["hide-input"]
 def describe(i):
     sets = fact_sets(Q["residual"][:few], shares[i])
     each, all_facts = sets.sum(1).float().mean(), int(sets.any(0).sum())

@@ -273,9 +273,9 @@ def draw_state(done):
 
 def describe(done):
     new, true = (np.exp(-rows[done]).mean() for rows in (edited, beside))
-    return (f"{done} batches written: the new answers of all 60 facts have "
-            f"a mean probability of {new:.2f}, the neighbours' true "
-            f"answers {true:.2f}.")
+    return (f"{done} batches written: the new answers of all 60 facts "
+            f"have a mean probability of {new:.2f}, the neighbours' "
+            f"true answers {true:.2f}.")
 
 
 labels = [f"{n} of 3" for n in range(4)]
