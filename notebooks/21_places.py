@@ -271,6 +271,7 @@ def draw_state(done):
     return figure
 
 
+# %% tags=["hide-input"]
 def describe(done):
     new, true = (np.exp(-rows[done]).mean() for rows in (edited, beside))
     return (f"{done} batches written: the new answers of all 60 facts "

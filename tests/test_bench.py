@@ -204,6 +204,15 @@ def test_a_shape_runs_without_what_may_stop_and_in_the_wanted_dtype(tiny, capsys
     assert (record["naive_dtype"], record["provenance"]["dtype"]) == ("float32", "bfloat16")
 
 
+def test_some_stages_alone_are_compared(tiny, capsys):
+    chosen = ("naive", "memit", "ece")
+    cli.main(Options(shapes=("gpt2-xl",), facts=2, naive=1, times=1, sizes=(1,), edits=0,
+                     stages=chosen, json=True))  # fmt: skip
+    record = json.loads(capsys.readouterr().out)
+    assert tuple(row["stage"] for row in record["stages"]) == chosen
+    assert record["speedup_vs_naive"] > 0
+
+
 def test_a_shape_is_seen_under_prefixes_of_real_length(tiny):
     made, _ = cli.open_bench("gpt2-xl", Options(facts=2, edits=0))
     templates = made.state(made.config("memit"), "memit").contexts
@@ -262,6 +271,8 @@ def test_the_record_is_json_and_says_where_it_comes_from(
         ({"sizes": (0,)}, "'sizes'"),
         ({"edits": 20}, "'batch'"),
         ({"shapes": ("gpt5",)}, "known: gpt2-xl"),
+        ({"stages": ("naive", "memit")}, "naive, memit and ece"),
+        ({"stages": ("naive", "memit", "ece", "fast")}, "choose from"),
         ({"shapes": ("gpt2-xl", "gpt-j-6b"), "out": "one.json"}, "one record"),
         ({"dtype": "int8"}, "'dtype' is 'int8'"),
         ({"facts": "many"}, "'facts' is 'many'"),

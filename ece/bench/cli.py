@@ -47,6 +47,8 @@ SHAPES: dict[str, Callable] = {
     ),
 }
 """Real shapes; what is not named here is the default of the family's configuration."""
+NEEDED = {"naive", "memit", "ece"}
+"""Stages without which there is nothing to compare."""
 WRITER = "atlas-gpt2"
 """The model whose tokenizer and prefixes a model of random weights uses."""
 TEXTS, TIMED = 2500, 1000
@@ -69,6 +71,8 @@ class Options:
     """Facts to run where they are edited one by one, scaled up to all; all by default."""
     naive_dtype: Dtype | None = None
     """Number format of the weights in the naive loop, where it differs."""
+    stages: tuple[str, ...] = ("all",)
+    """Stages to measure, for a short time on a device: "naive", "memit" and "ece" among them."""
     times: Count = 3
     """Runs of the short stages, an odd number: the median counts."""
     sizes: tuple[Count, ...] = (1, 10, 100, 1000)
@@ -97,6 +101,11 @@ class Options:
         if self.out is not None and len(self.shapes) > 1:
             raise ConfigError(f"setting 'out' is '{self.out}'; it holds one record, so give one "
                               "shape, or print the records with 'json'")  # fmt: skip
+        names = {stage.name for stage in STAGES}
+        if self.stages != ("all",) and not NEEDED <= {*self.stages} <= names:
+            raise ConfigError(f"setting 'stages' is {','.join(self.stages)}; choose from "
+                              f"{', '.join(sorted(names))}, and naive, memit and ece among "
+                              "them")  # fmt: skip
         if self.times % 2 == 0:
             raise ConfigError(f"setting 'times' is {self.times}; it should be odd")
         if 0 < self.edits < self.batch:
@@ -164,8 +173,9 @@ def read(options: Options, count: int) -> list[str]:
 def measure(bench: Bench, every: list[Fact], options: Options) -> dict:
     """Run all measurements of one model, as one record."""
     show = partial(tqdm, file=sys.stderr, disable=not sys.stderr.isatty())
-    rows = []
-    for stage in show(STAGES, desc=bench.name):
+    rows, chosen = [], options.stages
+    stages = [stage for stage in STAGES if chosen == ("all",) or stage.name in chosen]
+    for stage in show(stages, desc=bench.name):
         if bench.random and stage.config(bench).stop is not None:
             continue  # random weights learn nothing, so that nothing would stop
         if stage.way != "naive":
