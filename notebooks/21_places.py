@@ -346,7 +346,8 @@ def draw_one(i):
     figure, axes = plt.subplots(3, 1, figsize=(4.6, 3.6), sharex=True)
     for ax, (text, answer, before, now), hue in zip(
             axes, three(worst[i]), (plots.RED, plots.BLUE, plots.BLUE)):
-        ax.barh(["after", "before"], [now, before], color=[hue, plots.GREY])
+        shades = [hue, plots.GREY]
+        ax.barh(["after", "before"], [now, before], color=shades)
         ax.set(xlim=(0, 1))
         ax.set_title(f"{text} … {answer}", fontsize=9, loc="left")
     axes[-1].set(xlabel="probability of the answer, per token")
