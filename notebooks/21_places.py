@@ -342,6 +342,7 @@ def three(n):
     return rows
 
 
+# %% tags=["hide-input"]
 def draw_one(i):
     figure, axes = plt.subplots(3, 1, figsize=(4.6, 3.6), sharex=True)
     for ax, (text, answer, before, now), hue in zip(

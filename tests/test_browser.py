@@ -16,7 +16,7 @@ PAGES = sorted(HTML.glob("*.html")) + sorted(HTML.glob("notebooks/*.html"))
 PAGES += sorted(HTML.glob("book/*.html"))
 MADE = ("index", "search", "genindex", "py-modindex")  # by Sphinx; the index sends on to home
 PAGES = [page for page in PAGES if page.stem not in MADE]
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 WEIGHT = 2_000_000  # bytes of a page and its own pictures; theme and MathJax come once for all
 
 api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
