@@ -1,6 +1,7 @@
 """A model that lies in parts on several processes is edited as one that is whole."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,10 @@ from ece.sequence import edit_sequence
 from ece.storage import load_edits, load_moments
 from ece.storage.edits import toggle
 
-TP = ("llama", "qwen2", "phi3", "gpt_neox", "gemma2", "olmo2")
-FSDP = ("gpt2", "gptj", "llama", "gemma2")
+TP = ("llama", "phi3", "gemma2")
+FSDP = ("gpt2", "gptj", "llama")
+if os.environ.get("ECE_ALL_DIGITS"):
+    TP, FSDP = (*TP, "qwen2", "gpt_neox", "olmo2"), (*FSDP, "gemma2")
 SIZES = dict(vocab_size=328, hidden_size=32, intermediate_size=96, num_hidden_layers=4,
              num_attention_heads=4, num_key_value_heads=2, head_dim=8, initializer_range=0.15,
              max_position_embeddings=128, bos_token_id=1, eos_token_id=1,
@@ -100,7 +103,7 @@ def saved(home: Path, tokenizer, *families: str) -> None:
         tokenizer.save_pretrained(home / family)
 
 
-@pytest.mark.parametrize("way, kills", [("facts", [(1, 13), (0, 40)]), ("tp", [(1, 60)])])
+@pytest.mark.parametrize("way, kills", [("facts", [(1, 40)]), ("tp", [(0, 60)])])
 def test_a_run_that_lost_a_process_goes_on_to_the_same_bits(way, kills, tokenizers, tmp_path):
     for name in ("whole", "killed"):
         saved(tmp_path / name, tokenizers["llama"], "llama")
