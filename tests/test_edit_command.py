@@ -106,3 +106,24 @@ def test_what_edits_no_layers_is_refused(tmp_path, capsys):
     words = ["edit", str(table(tmp_path)), "--model", "atlas-gpt2", "--method", "retrieval"]
     assert main(words) == 2
     assert "--method" in capsys.readouterr().err
+
+
+def test_a_folder_of_work_lets_the_command_go_on(tmp_path, capsys):
+    words = ["edit", str(table(tmp_path)), "--model", "atlas-gpt2", "--stats-tokens", "2000",
+             "--batch", "1", "--json"]  # fmt: skip
+    marks = []
+    for name in ("plain", "first", "again"):
+        own = [] if name == "plain" else ["--work", str(tmp_path / "work")]
+        assert main([*words, *own, "--out", str(tmp_path / name)]) == 0
+        marks.append(load_edits(tmp_path / name).edited)
+    assert len(set(marks)) == 1
+    capsys.readouterr()
+    other = table(tmp_path, rows=(ROWS[0], '"The trade of {}, all agree, is",Ilo,miller'))
+    assert main(["edit", str(other), *words[2:], *own, "--out", str(tmp_path / "other")]) == 2
+    assert "'facts' differs" in capsys.readouterr().err
+
+
+def test_an_adapter_is_not_written_from_parts(tmp_path, capsys):
+    words = ["--sharding", "tp", "--adapter", str(tmp_path / "adapter")]
+    assert main(["edit", str(table(tmp_path)), "--model", "atlas-gpt2", *words]) == 2
+    assert "'sharding' and 'adapter'" in capsys.readouterr().err
