@@ -155,8 +155,8 @@ def between(model: nn.Module, first: int, last: int | None = None, embedded: boo
 def _brought(base: nn.Module, given: tuple, named: dict) -> tuple[tuple, dict]:
     """Bring states to the embeddings' device: they may come from a later part of the model."""
     device = base.get_input_embeddings().weight.device
-    put = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in named.items()}
-    return given, put
+    named = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in named.items()}
+    return given, named
 
 
 def fingerprint(model: nn.Module, layers: tuple[int, ...] | None = None) -> str:
