@@ -445,19 +445,19 @@ for name, found in values.items():
 print("        pass  NLL   eff.  gen.  spec. score")
 summary = {name: rates.summary() for name, rates in scores.items()}
 for name, rates in summary.items():
-    row = f"{name:7}{count[name]:5}{values[name].losses[-1].mean():5.2f}"
+    row = f"{name:7}{count[name]:5}{values[name].losses[-1].mean():5.1f}"
     kinds = ("efficacy", "generalization", "specificity", "score")
     print(row, *(f"{rates[kind]:5.1f}" for kind in kinds))
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Score after writing against the passes per fact. More passes do not give a higher score.", "name": "fig-two-step-scores"}, "image": {"alt": "Six named dots between scores of 98 and 99 percent. Stop and zero stand at 5 passes, anchor and equal at 7, plain and mean at 25; anchor, mean and stop are highest, zero and plain lowest."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Score after writing, by way of spending steps; in brackets the passes per fact. More passes do not give a higher score.", "name": "fig-two-step-scores"}, "image": {"alt": "Six rows with one dot each, from zero with 5 passes a fact to plain and mean with 25; all dots lie between scores of 98 and 99.5 percent, and they do not rise with the passes."}}
 figure, ax = plt.subplots(figsize=(4.6, 2.8))
-for name, rates in summary.items():
-    at = count[name] / B, rates["score"]
-    ax.plot(*at, "o", color=looks.get(name, plots.BLACK))
-    ax.annotate(name, at, xytext=(6, -4), textcoords="offset points")
-low = min(rates["score"] for rates in summary.values())
-ax.set(xlabel="passes per fact", ylabel="score, %", xlim=(0, 30),
-       ylim=(low - 0.5, 100))
+ranked = sorted(summary, key=count.get)
+for row, name in enumerate(ranked):
+    ax.plot(summary[name]["score"], row, "o",
+            color=looks.get(name, plots.BLACK))
+ax.set(xlabel="score, %", xlim=(90, 100), ylim=(-0.6, len(ranked) - 0.4),
+       yticks=range(len(ranked)))
+ax.set_yticklabels([f"{n} ({count[n] / B:.0f})" for n in ranked])
 plt.show()
 
 # %%
