@@ -26,8 +26,7 @@
 # - On SmolLM2-135M, a real model, ECE's three scorers have 77.8 to 79.2 %. MEMIT has 80.4,
 #   our `ece-plus` 81.0, MEMIT with a history 81.7 and AlphaEdit 82.3 (means over three seeds, but
 #   one for AlphaEdit and two of the scorers). So the paper's choice of neurons and its anchors,
-#   taken together, do not pay there in quality. BLUE has 80.3 (one seed; its weight of the
-#   old knowledge was not searched).
+#   taken together, do not pay there in quality. BLUE has 80.3 (one seed).
 # - Looking the edit up instead of writing it (the retrieval baseline, one seed, threshold not
 #   searched) has 71.4: 99 % on the edited prompts, 56 % on paraphrases. No weight changes.
 # - On the embedded models, CounterFact, methods as their presets are: the best of ECE's three
