@@ -28,7 +28,7 @@
 #   importance agrees with either no better than chance.
 # - A batch needs two thirds of all neurons at the preset's $p$: it is no small place.
 # - Later batches disturb earlier edits. A neighbour suffers more, the more its key
-#   resembles an edited one. The link is loose: a rank correlation of about 0.4.
+#   resembles an edited one. The link is loose: a rank correlation of about 0.4, less where rounding differs.
 #   Whom an edit hurts has to be measured.
 # - After 60 edits the last matrix has moved by more than a third of its norm.
 
@@ -215,7 +215,7 @@ tables.table(rand, "Clusters against what is known of the facts", digits=2)
 # preset. After each batch every fact edited so far is scored again, and so are two
 # neighbours of each fact: the same sentence about other subjects, which nobody edited.
 # Descent and clusters amplify rounding, so another processor gives other numbers from here on;
-# what the page claims is asserted on each.
+# what the page claims is asserted in its last cell, wherever it runs.
 
 # %%
 facts = [fact for fact in drawn if len(fact.neighbours) > 1][:60]
