@@ -63,7 +63,7 @@ def second_moment(
     max_tokens: int = 16384, select: Callable | None = None, start: Sums | None = None,
     on_forward: Callable[[Sums], None] | None = None, crew: Any = None,
 ) -> Stats:  # fmt: skip
-    """Compute the second moments of all `layers` in one pass that stops at the last of them.
+    """Compute the second moments (Eq 4) of all `layers` in one pass that stops at the last.
 
     Texts are packed end to end into rows of the model's context length (`ROW` at most), so no
     token is padding; `max_tokens` bounds the tokens of one forward pass. `select(tokenizer, text)`

@@ -80,7 +80,7 @@ def descend(
     objective: Objective, config: Config, steps: int, start: Tensor | None = None,
     owner: Int[Tensor, " edit"] | None = None,
 ) -> Values:  # fmt: skip
-    """Run Adam on all values at once; facts that are done (`stop`) leave the batch.
+    """Run Adam on all values at once (Eq 11-12); facts that are done (`stop`) leave the batch.
 
     Values start at `start` (default 0). Fact i descends on value `owner[i]` (default: its own), a
     shared value on its facts' mean loss. Clamp and decay act on the whole value, relative to `h`.

@@ -86,7 +86,7 @@ def edit_batch(
     model: nn.Module, tokenizer, facts: list[Fact], stats: Stats, state: EditState, config: Config,
     values: Values | None = None, engine: Any = fast,
 ) -> tuple[EditState, Report]:  # fmt: skip
-    """Write `facts` into the model's weights, all of them or (on any error) none.
+    """Write `facts` into the model's weights (Eq 1, 15-16), all or (on any error) none.
 
         state = new_state(model, tokenizer, config)
         state, report = edit_batch(model, tokenizer, facts, stats, state, config)

@@ -94,7 +94,7 @@ def locate_all(tokenizer, pairs: list[tuple[str, str]]) -> list[tuple[list[int],
 
 
 def locate(tokenizer, template: str, subject: str) -> tuple[list[int], int]:
-    """Encode one template with its subject, and find the subject's last token."""
+    """Encode one template with its subject, and find the subject's last token (Eq 3)."""
     return locate_all(tokenizer, [(template, subject)])[0]
 
 

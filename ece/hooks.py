@@ -17,7 +17,7 @@ from ece.model import Site, between, sites
 
 @contextmanager
 def capture(sites: list[Site]):
-    """Collect the keys of one forward pass: a dict layer -> `[row, token, ff]`.
+    """Collect the keys of one forward pass (Eq 3): a dict layer -> `[row, token, ff]`.
 
         with capture(sites(model, (0, 1))) as keys:
             model(input_ids)

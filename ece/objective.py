@@ -61,7 +61,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Whole:
-    """One fact: a row per context with its target, and the essence prompt as the last row."""
+    """One fact's loss (Eq 11-12): a row per context with its target, the essence prompt last."""
 
     model: nn.Module
     site: Site
@@ -145,7 +145,7 @@ def subject_rows(tokenizer, facts: list[Fact], templates: tuple[str, ...]) -> li
 
 
 def mix(keys: Float[Tensor, "edit context ff"]) -> Float[Tensor, "edit ff"]:
-    """Mix one key per fact: half the bare prompt's (context 0), half the others' mean."""
+    """Mix one key per fact (Eq 3): half the bare prompt's (context 0), half the others' mean."""
     return keys[:, 0] if keys.shape[1] == 1 else keys[:, 0] / 2 + keys[:, 1:].mean(1) / 2
 
 

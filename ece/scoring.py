@@ -28,7 +28,7 @@ def residual(
 def scores(
     name: str, keys: Float[Tensor, "edit ff"], W: Float[Tensor, "model ff"]
 ) -> Float[Tensor, "edit ff"]:
-    """Compute the score called `name` in `Config.scorer`; "all" scores every neuron alike."""
+    """Compute the score called `name` (Eq 5-7); "all" scores every neuron alike."""
     if name == "activation":
         return activation(keys)
     if name == "weight":

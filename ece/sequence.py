@@ -23,7 +23,7 @@ def edit_sequence(
     ahead: Callable[[int], Values] | None = None, on_batch: Callable | None = None,
     progress: Callable | None = None, engine: Any = fast,
 ) -> tuple[EditState, list[Report]]:  # fmt: skip
-    """Edit `facts` in batches of `batch`, in order.
+    """Edit `facts` in batches of `batch`, in order (Eq 2, 17-18).
 
     Unless the strategy takes values from the "current" weights, all are found before the first
     edit; `ahead(number)` gives those of a batch found earlier. `state`: its batches are done, go

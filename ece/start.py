@@ -50,7 +50,7 @@ def features(model: nn.Module, tokenizer, facts: list[Fact]) -> Float[Tensor, "e
 def start(
     learned: Learned | None, phi: Float[Tensor, "edit feature"], hidden: Float[Tensor, "edit model"]
 ) -> Float[Tensor, "edit model"]:
-    r"""Predict values, $U = B\phi\,\lVert h\rVert$; zero while nothing was learned."""
+    r"""Predict Eq 12's $U_i$: $U = B\phi\,\lVert h\rVert$; zero while nothing was learned."""
     if learned is None:
         return torch.zeros_like(hidden)
     gram = learned.gram.to(phi.device).clone()

@@ -34,7 +34,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class EditState:
-    """Everything that later batches need to know of earlier ones."""
+    """Everything that later batches need to know of earlier ones (the history of Eq 14)."""
 
     fingerprint: str
     """The unedited model."""

@@ -55,7 +55,7 @@ def prepare(
     config: Config,
     layer: int,
 ) -> Objective:
-    """Run everything below and before the values once; see `ece.engine.suffix`.
+    """Prepare the loss (Eq 11-12): run what is below and before the values once.
 
     Below the values rows run with others of their own length; above, where every step runs
     them, fact by fact with others of as long an end.

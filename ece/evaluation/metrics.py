@@ -135,7 +135,7 @@ def evaluate(
     model, tokenizer, facts: Sequence[Fact], batch_tokens: int = 4096, compat: bool = False,
     edited: Collection[str] | None = None,
 ) -> Scores:  # fmt: skip
-    """Score `facts` on the model as it is now; batch_tokens as in `score_answers`.
+    """Score `facts` on the model as it is now (Eq 20-25); batch_tokens as in `score_answers`.
 
     compat: as the published ZsRE evaluation does, with its slips (`ece.evaluation.zsre_compat`).
     edited: all prompts (`Fact.text`) that are edited: a neighbour among them has a new answer,

@@ -31,7 +31,7 @@ def entropy(words: Sequence[str], n: int) -> float:
 
 
 def fluency(text: str) -> float:
-    """Compute (2/3 H_2 + 4/3 H_3) / 2, times 100 as the paper prints it."""
+    """Compute (2/3 H_2 + 4/3 H_3) / 2 of a text (Eq 26), times 100 as the paper prints it."""
     words = re.findall(r"\w+|[^\w\s]", text)
     return 100 * sum(weight * entropy(words, n) for n, weight in WEIGHTS.items()) / len(WEIGHTS)
 
@@ -46,7 +46,7 @@ def write_texts(
 
 
 def fluencies(texts: Sequence[Sequence[str]]) -> Float[np.ndarray, " fact"]:
-    """Average the fluency of each fact's texts; nan where it has none."""
+    """Average the fluency (Eq 26) of each fact's texts; nan where it has none."""
     texts = [check_texts("the texts of a fact", own) for own in texts]
     return np.array([np.mean([fluency(t) for t in own]) if own else np.nan for own in texts])
 
