@@ -15,9 +15,10 @@ from ece.state import PROBE, EditState, check_setting, check_weights
 def check_batch(model, tokenizer, facts, stats, state: EditState, config: Config) -> None:
     """Check everything that can be known before any work."""
     check_setting(model, config, state.strategy)
-    if config.layers != state.layers:
-        raise StateError(f"the state edits layers {state.layers}, the config {config.layers}; "
-                         "make a new state for other layers")  # fmt: skip
+    check_layers(config, state)
+    if len(state.contexts) != 1 + config.contexts:
+        raise StateError(f"the state has {len(state.contexts) - 1} contexts, the config "
+                         f"{config.contexts}; make a new state for another number")  # fmt: skip
     check_tokenizer(tokenizer, state)
     validate(facts, tokenizer, model, state.contexts)
     check_stats(stats, state.fingerprint, config.layers)
@@ -31,14 +32,24 @@ def check_batch(model, tokenizer, facts, stats, state: EditState, config: Config
                               "so no residual can be spread over layers; give one")  # fmt: skip
 
 
+def check_layers(config: Config, state: EditState) -> None:
+    """Refuse edit layers other than the state's."""
+    if config.layers != state.layers:
+        raise StateError(f"the state edits layers {state.layers}, the config {config.layers}; "
+                         "make a new state for other layers")  # fmt: skip
+
+
 def check_tokenizer(tokenizer, state: EditState) -> None:
     """Refuse a tokenizer other than the one the state began with."""
     if tuple(encode(tokenizer, PROBE)) != state.probe:
         raise StateError("this tokenizer is not the one the state began with; use that one")
 
 
-def check_values(values: Values, facts: list[Fact], entries: tuple[int, ...]) -> None:
-    """Refuse values of other facts or for other layers."""
+def check_values(values: Values, facts: list[Fact], state: EditState, config: Config) -> None:
+    """Refuse values of another model, of other facts or for other layers."""
+    if values.model != state.fingerprint:
+        raise StateError("values of another model; compute them with this one")
+    entries = state.strategy.entries(config)
     found = (values.layer,) if values.first is None else (values.first.layer, values.layer)
     if found != entries:
         raise StateError(f"values for layers {found} given, needed for {entries}; compute them "
@@ -95,6 +106,8 @@ def _faults(fact: Fact):
             yield field, "it holds half of a surrogate pair", "give valid text"
     if fact.subject != fact.subject.strip():
         yield "subject", "it starts or ends with white space", "put the space into the prompt"
+    if fact.prompt != fact.prompt.rstrip():
+        yield "prompt", "it ends with white space", "leave that out; the target brings a space"
     if re.search(rf"(?<!\w){re.escape(fact.subject)}(?!\w)", fact.prompt.replace("{}", "\0")):
         reason = f"the prompt mentions '{fact.subject}' again beside its slot"
         yield "subject", reason, "word the prompt with one mention"

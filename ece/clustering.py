@@ -47,7 +47,10 @@ def k_medoids(distance: Float[Tensor, "edit edit"], k: int, seed: int = 0) -> Gr
 
 
 def _start(distance: Tensor, k: int, draw: torch.Generator) -> Tensor:
-    """Seeds far apart: each drawn with probability proportional to its squared distance."""
+    """Seeds far apart: each drawn with probability proportional to its squared distance.
+
+    k-means++ (Arthur and Vassilvitskii 2007), among the facts.
+    """
     chosen = [int(torch.randint(len(distance), (1,), generator=draw))]
     while len(chosen) < k:
         weight = distance[:, chosen].min(1).values ** 2
@@ -58,7 +61,7 @@ def _start(distance: Tensor, k: int, draw: torch.Generator) -> Tensor:
 
 
 def _descend(distance: Tensor, medoids: Tensor) -> Groups:
-    """Assign, move each medoid to its cluster's centre, until nothing moves."""
+    """Assign, move each medoid to its cluster's centre, until nothing moves (Park and Jun 2009)."""
     for _ in range(ROUNDS):
         labels, medoids = _assign(distance, medoids)
         moved = torch.stack([centre(distance, labels == c) for c in range(len(medoids))])

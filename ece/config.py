@@ -35,7 +35,8 @@ class Config:
     scorer: Literal["all", "activation", "weight", "residual"] = "residual"
     """Neuron scores: "all" (no choice), "activation" Eq 5, "weight" Eq 6, "residual" Eq 7."""
     p: Share = 0.8
-    """$p$ of Eq 8: share of the total score that the chosen neurons carry."""
+    """$p$ of Eq 8: share of the total score that the chosen neurons carry. With 1 the update
+    changes all of them, and facts are clustered by their sets at the default."""
     clusters: Count | None = 10
     """$K$ of Eq 9; None: every fact descends alone, for all of `steps`."""
     shared: Literal["anchor", "mean", "zero", "learned"] = "anchor"
@@ -50,7 +51,8 @@ class Config:
     weight_decay: NotNegative = 0.5
     r"""Weight of $\lVert U+\delta\rVert / \lVert h\rVert^2$ in the loss."""
     kl_factor: NotNegative = 0.0625
-    """Weight in the loss of the KL divergence after the prompt "{subject} is a"."""
+    """Weight in the loss of KL(edited || unedited) after the prompt "{subject} is a", as in ROME's
+    published code."""
     stop: NotNegative | None = None
     """A fact leaves the descent once its NLL (nats per token) is below; None: never."""
     contexts: Annotated[int, Field(ge=0, le=1000)] = 5

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ece.errors import StatsError, check_finite
 from ece.facts import encode
 from ece.hooks import capture, states_at
-from ece.model import digest, fingerprint, sites
+from ece.model import check_mode, digest, fingerprint, sites
 
 ROW = 1024  # longest packed row; a model that reads less sets its own
 
@@ -67,7 +67,8 @@ def second_moment(
 
     Texts are packed end to end into rows of the model's context length (`ROW` at most), so no
     token is padding; `max_tokens` bounds the tokens of one forward pass. `select(tokenizer, text)`
-    says per token whether it counts. `start` goes on from the `Sums` that `on_forward` was given.
+    says per token whether it counts. `start` goes on from the `Sums` that `on_forward` was given;
+    these are added to after the call, so save or copy them in it. `StatsError` without a token.
     Processes that share the passes give their `crew` (`ece.engine.parallel.Together`): each makes
     some, and all get the sums of all.
     """
@@ -75,6 +76,7 @@ def second_moment(
         raise StatsError("texts is one string; give a list of texts")
     if not layers or max_tokens < 1:
         raise StatsError(f"layers is {layers}, max_tokens {max_tokens}; give layers and tokens")
+    check_mode(model)
     length = min(getattr(model.config, "max_position_embeddings", ROW), ROW, max_tokens)
     sums, tokens, done = {n: t.clone() for n, t in (start.sums if start else {}).items()}, 0, 0
     if start:

@@ -44,6 +44,8 @@ class Values:
     """Values at the first edit layer, where the strategy has some enter there, too."""
     features: Float[Tensor, "edit feature"] | None = None
     """What a learned start was predicted from (`ece.start`); None with other starts."""
+    model: str = ""
+    """Fingerprint of the unedited model they are for; empty until the editor says."""
     seconds: float = 0.0
     """Wall time of finding them, with preparation and clustering."""
 
@@ -162,14 +164,15 @@ def groups_of(objective: Objective, W: Float[Tensor, "model ff"], config: Config
     """Cluster facts by the neurons they use at the layer where values enter (Eq 9-10).
 
     Scores that do not look at the fact ("weight", "all") give every fact the same set;
-    there the activation sets are clustered instead.
+    there the activation sets are clustered instead. So does p = 1: the default is used there.
     """
+    share = config.p if config.p < 1 else Config.p
     kind = "activation" if config.scorer in ("weight", "all") else config.scorer
     score = scores(kind, objective.keys.to(W.device), W).to(objective.nll.device)
     k = min(config.clusters, len(objective.keys))
     # Taken in the order of their NLL, so that the facts' order in the batch plays no part.
     order = objective.nll.argsort()
-    found = k_medoids(jaccard(fact_sets(score[order], config.p)), k, config.seed)
+    found = k_medoids(jaccard(fact_sets(score[order], share)), k, config.seed)
     order = order.to(found.labels.device)
     labels = torch.empty_like(found.labels).scatter(0, order, found.labels)
     return replace(found, labels=labels, medoids=order[found.medoids])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ece import engine as fast
 from ece import start
-from ece.checks import check_batch, check_tokenizer, check_values, names_of, validate
+from ece.checks import check_batch, check_layers, check_tokenizer, check_values, names_of, validate
 from ece.config import Config
 from ece.covariance import Stats
 from ece.descent import Values, two_step
@@ -28,7 +28,11 @@ def compute_values(
     model: nn.Module, tokenizer, facts: list[Fact], state: EditState, config: Config,
     engine: Any = fast,
 ) -> Values:  # fmt: skip
-    """Find the values of one batch from the model's present weights."""
+    """Find the values of one batch from the model's present weights.
+
+    Raises `FactError`, `ConfigError`, `ModelError` or `StateError` for what cannot be used.
+    """
+    check_layers(config, state)
     check_setting(model, config, state.strategy)
     check_tokenizer(tokenizer, state)
     validate(facts, tokenizer, model, state.contexts)
@@ -45,7 +49,8 @@ def find_values(model, tokenizer, facts, state: EditState, config, engine) -> Va
             rows = engine.reader(model, tokenizer, facts, state.contexts, config.max_tokens)
             keys, hidden, _ = rows.read(layer, layer)
             problem = replace(problem, keys=mix(keys), hidden=hidden)
-        check_finite(f"keys or states at layer {layer}", problem.keys.sum() + problem.hidden.sum())
+        for name, found_there in (("keys", problem.keys), ("states", problem.hidden)):
+            check_finite(f"{name} at layer {layer}", found_there)
         phi = None
         if config.shared == "learned":
             phi = start.features(model, tokenizer, facts).to(problem.hidden.device)
@@ -55,7 +60,8 @@ def find_values(model, tokenizer, facts, state: EditState, config, engine) -> Va
         found.append(replace(values, features=phi))
     first = found[0] if len(found) == 2 else None
     seconds = time.perf_counter() - began
-    return replace(found[-1], facts=names_of(facts), first=first, seconds=seconds)
+    made_for = dict(facts=names_of(facts), model=state.fingerprint)
+    return replace(found[-1], **made_for, first=first, seconds=seconds)
 
 
 def _narrowed(model: nn.Module, dtype: str) -> nn.Module:
@@ -99,7 +105,7 @@ def edit_batch(
     if values is None:
         values = find_values(model, tokenizer, facts, state, config, engine)
         state = learned(state, values)
-    check_values(values, facts, state.strategy.entries(config))
+    check_values(values, facts, state, config)
     state, changes, began = _prepared(state, stats, config), [], time.perf_counter()
     try:
         plan = _plan(values, config)
@@ -148,7 +154,7 @@ def _change(layer: int, W, K, R, moment, state: EditState, config: Config) -> _C
     known = Knowledge(moment, mask, *old, state.prepared.get(layer))
     update = strategy.solve(R, K, known, config)
     update = update._replace(delta=strategy.finish(update.delta, W))
-    before = W[:, mask].clone()
+    before = W[:, mask]
     # Sum in float64, round once: half-precision weights hold as much of the update as they can.
     after = (before.double() + update.delta[:, mask].to(before.device)).to(W.dtype)
     check_finite(f"updated weights of layer {layer}", after)

@@ -68,6 +68,8 @@ def checked(cls: type) -> type:
             reason = first["msg"].replace("Input should", "it should")
             unknown = f"it is no setting; known: {', '.join(names)}"
             reason = reason.replace("Unexpected keyword argument", unknown)
+            if first["type"] == "missing":
+                raise ConfigError(f"setting '{name}' is missing; give it") from None
             raise ConfigError(f"setting '{name}' is {first['input']!r}; {reason}") from None
 
     made.__init__ = __init__

@@ -6,12 +6,14 @@ No other module of the method touches a tokenizer.
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ece.config import Config
 from ece.errors import ConfigError, ModelError, checked
 from ece.model import room
 
 STARTS = ("The", "It", "In", "He", "They")  # first words of the random prefixes
+CUT = "a"  # a text of one token, before which targets are encoded
 TOP_K = 5  # a prefix is sampled among the likeliest tokens
 
 
@@ -72,8 +74,15 @@ def decode(tokenizer, ids) -> str:
 
 
 def target_ids(tokenizer, target: str) -> list[int]:
-    """Encode a target as a continuation: one leading space, no BOS; may be empty."""
-    return list(tokenizer(" " + target.strip(), add_special_tokens=False)["input_ids"])
+    """Encode a target as a continuation: one leading space, no BOS; empty for an empty text.
+
+    It is cut from a longer text, as some tokenizers put a space of their own before every text.
+    """
+    if not (target := target.strip()):
+        return []
+    texts = [CUT, f"{CUT} {target}", f" {target}"]
+    before, both, alone = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return list(both[len(before) :] if both[: len(before)] == before else alone)
 
 
 def locate_all(tokenizer, pairs: list[tuple[str, str]]) -> list[tuple[list[int], int]]:
@@ -102,13 +111,9 @@ def pad(
     rows: list[list[int]], side: str = "right", value: int = 0
 ) -> tuple[Int[Tensor, "row token"], Bool[Tensor, "row token"]]:
     """Put rows of ids into one tensor, with a mask that is True on real tokens."""
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), value, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        at = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-        ids[i, at], mask[i, at] = torch.tensor(row, dtype=torch.long), True
-    return ids, mask
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    real = [torch.ones_like(row, dtype=torch.bool) for row in ids]
+    return pad_sequence(ids, True, value, side), pad_sequence(real, True, False, side)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from ece.parts import in_parts, joined, put, whole
 
 SAMPLE = 65536  # values that a fingerprint reads of a weight that is not edited
 SLICE = 1 << 22  # values hashed at a time, to bound the memory it takes
+HEADS = ("head_dim", "head_size")  # what an attention module has, and no other part of a block
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -84,13 +85,19 @@ def structure(model: nn.Module) -> Structure:
         path, named = f"{path}.{named[0][0]}", list(named[0][1].named_children())
     lists = [(len(m), name) for name, m in named if isinstance(m, nn.ModuleList)] or [(0, "")]
     block = [*dict(named)[max(lists)[1]]][:1] if max(lists)[0] else []
-    downs = [path for b in block for path, m in b.named_modules() if _is_down(m, width)]
+    downs = [path for b in block for path, m in _outside_attention(b) if _is_down(m, width)]
     norms = [name for name, m in named if getattr(getattr(m, "weight", m), "shape", ()) == (width,)]
     for what, found in (("list of blocks with a down-projection", downs), ("final norm", norms)):
         if len(found) != 1:
             raise ModelError(f"model type '{kind}': one {what} is needed, found "
                              f"{', '.join(found) or 'none'}; ece edits dense decoders")  # fmt: skip
     return Structure(path, max(lists)[1], downs[0], norms[0])
+
+
+def _outside_attention(block: nn.Module):
+    """List the modules of a block, less attention's: wide heads are projected down there, too."""
+    own = [f"{path}." for path, m in block.named_modules() if any(hasattr(m, n) for n in HEADS)]
+    return [(path, m) for path, m in block.named_modules() if not path.startswith(tuple(own))]
 
 
 def _is_down(module: nn.Module, width: int) -> bool:
@@ -116,6 +123,13 @@ def sites(model: nn.Module, layers: tuple[int, ...] | None = None) -> list[Site]
         return [Site(n, attrgetter(down)(every[n]), every[n]) for n in chosen]
     except AttributeError as error:
         raise ModelError(f"not every block has '{down}'; ece edits dense decoders") from error
+
+
+def check_mode(model: nn.Module) -> None:
+    """Raise `ModelError` for a model in training mode."""
+    if model.training:
+        raise ModelError("the model is in training mode, so its dropout makes every value random; "
+                         "call model.eval()")  # fmt: skip
 
 
 def room(model: nn.Module) -> int:

@@ -29,12 +29,17 @@ def edit_sequence(
     edit; `ahead(number)` gives those of a batch found earlier. `state`: its batches are done, go
     on after them. After each batch `on_batch(state, report, batch_facts)` and
     `progress(stage, done, total)` are called ("values" or "edit"). Nothing is written to disk.
+
+    Everything is checked before the first edit. What still fails later, in a callback or by an
+    interrupt, leaves the batches before it written: the error's `state` has them, for `undo` or to
+    go on. Raises every error of `ece.errors`.
     """
     state = state or new_state(model, tokenizer, config, strategy)
     if strategy is not None and strategy != state.strategy:
         raise StateError(f"the state is edited by {state.strategy}, not by {strategy}; go on with "
                          "the same strategy")  # fmt: skip
     parts = split(facts, state.strategy.batch or batch)
+    _check_done(parts, state)
     for number, part in enumerate(parts[state.done :]):
         if number == 0:
             check_batch(model, tokenizer, part, stats, state, config)
@@ -43,19 +48,32 @@ def edit_sequence(
     if ahead is None and state.strategy.values_from != "current":
         state, found = _found_ahead(model, tokenizer, parts, state, config, progress, engine)
     seen = {fact.subject for part in parts[: state.done] for fact in part}
-    for number in range(state.done, len(parts)):
-        part = parts[number]
-        values = found.pop(number, None) if ahead is None else ahead(number)
-        if state.strategy.values_from == "again":
-            values = _again(model, tokenizer, part, seen, values, state, config, engine)
-        state, report = edit_batch(model, tokenizer, part, stats, state, config, values, engine)
-        seen |= {fact.subject for fact in part}
-        reports.append(report)
-        if on_batch is not None:
-            on_batch(state, report, part)
-        if progress is not None:
-            progress("edit", number + 1, len(parts))
+    try:
+        for number in range(state.done, len(parts)):
+            part = parts[number]
+            values = found.pop(number, None) if ahead is None else ahead(number)
+            if state.strategy.values_from == "again":
+                values = _again(model, tokenizer, part, seen, values, state, config, engine)
+            state, report = edit_batch(model, tokenizer, part, stats, state, config, values, engine)
+            seen |= {fact.subject for fact in part}
+            reports.append(report)
+            if on_batch is not None:
+                on_batch(state, report, part)
+            if progress is not None:
+                progress("edit", number + 1, len(parts))
+    except BaseException as error:
+        error.state = state  # type: ignore[attr-defined]
+        raise
     return state, reports
+
+
+def _check_done(parts: list[list[Fact]], state: EditState) -> None:
+    """Refuse a state whose last batches were not the first of these."""
+    ids = [tuple(fact.id for fact in part) for part in parts[: state.done]]
+    held = [batch.facts for batch in state.batches]
+    if state.done > len(parts) or ids[len(ids) - len(held) :] != held:
+        raise StateError(f"the state has done {state.done} batches, and these facts do not begin "
+                         "with them; give all facts of its sequence, in their order")  # fmt: skip
 
 
 def _found_ahead(
@@ -78,7 +96,9 @@ def split(facts: list[Fact], batch: int) -> list[list[Fact]]:
     """Cut facts into batches."""
     if not isinstance(facts, list):
         raise FactError(-1, "facts", f"{type(facts).__name__} given", "give a list of ece.Fact")
-    if not isinstance(batch, int) or batch < 1:
+    if not facts:
+        raise FactError(-1, "facts", "the list is empty", "give at least one fact")
+    if type(batch) is not int or batch < 1:
         raise ConfigError(f"'batch' is {batch!r}; it should be a whole number of facts >= 1")
     return [facts[i : i + batch] for i in range(0, len(facts), batch)]
 

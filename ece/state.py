@@ -10,7 +10,7 @@ from ece.config import Config
 from ece.descent import Values
 from ece.errors import ConfigError, ModelError, StateError
 from ece.facts import contexts, encode
-from ece.model import blocks, fingerprint, sites
+from ece.model import blocks, check_mode, fingerprint, sites
 from ece.parts import in_parts
 from ece.start import Learned, grown
 from ece.strategy import Strategy
@@ -98,9 +98,7 @@ def new_state(
 
 def check_setting(model: nn.Module, config: Config, strategy: Strategy) -> None:
     """Refuse layers that are not there or the last one, and settings the strategy cannot follow."""
-    if model.training:
-        raise ModelError("the model is in training mode, so its dropout makes every value random; "
-                         "call model.eval()")  # fmt: skip
+    check_mode(model)
     places = sites(model, config.layers)
     if config.passes != "model" and in_parts(places[0].module.weight):
         raise ConfigError(f"setting 'passes' is {config.passes!r}, and the model lies in parts on "

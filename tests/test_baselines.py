@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from conftest import build
+from conftest import build, same, weights
 from ece import presets
 from ece.baselines import BASELINES, Baseline, Task
 from ece.baselines.ft import FineTuning, trainable
@@ -18,7 +18,7 @@ from ece.baselines.sequence import Done, edit_one, sequence, undo_one
 from ece.baselines.trained import trained
 from ece.editor import compute_values, edit_batch
 from ece.engine import reader
-from ece.errors import ConfigError, StateError
+from ece.errors import ConfigError, FactError, StateError
 from ece.facts import encode, target_ids
 from ece.model import sites
 from ece.objective import mix
@@ -233,3 +233,12 @@ def test_rome_satisfies_its_constraint_exactly(model, tokenizer, facts, stats, c
     edit_batch(model, tokenizer, facts[:1], stats, state, own, values)
     change = (sites(model, (1,))[0].weight - before).double() @ K
     torch.testing.assert_close(change, values.delta[0].double(), atol=1e-5, rtol=1e-4)
+
+
+def test_a_sequence_is_checked_before_its_first_edit(model, tokenizer, facts):
+    """A fact that cannot be edited, in the second batch, and no weight has changed."""
+    bad = replace(facts[-1], target=" ")
+    before = weights(model)
+    with pytest.raises(FactError):
+        sequence(BASELINES["ft-m"], task(model, tokenizer), [*facts[:-1], bad], 2)
+    assert same(model, before)

@@ -243,3 +243,11 @@ def test_some_values_are_renewed(problem, config, W):
     assert torch.equal(found.delta[[0, 2, 3, 5]], old.delta[[0, 2, 3, 5]])
     assert torch.equal(found.losses[:, 4], new.losses[:, 4]) and found.seconds == 3.0
     assert not torch.equal(old.delta[1], new.delta[1]), "the given ones stay as they are"
+
+
+def test_facts_are_clustered_where_every_neuron_is_chosen(problem, W, config):
+    """With p = 1 all sets are equal; the paper's setting has p = 1 and more than one cluster."""
+    config = replace(config, clusters=3, scorer="residual")
+    usual, every = (groups_of(problem, W, replace(config, p=p)) for p in (0.8, 1.0))
+    assert len(every.medoids) == 3
+    assert torch.equal(usual.labels, every.labels)

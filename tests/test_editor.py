@@ -867,3 +867,76 @@ def test_a_fact_is_edited_alone_as_in_a_batch_of_one(family, tokenizer, facts, s
     two, _ = edit_batch(twin, tokenizer, [Fact(**vars(facts[0]))], stats, begun, config)
     assert same(model, weights(twin)) and one.weights == two.weights
     assert fingerprint(model, config.layers) == two.weights
+
+
+# What is refused, and what an error leaves behind.
+
+
+@one_family
+def test_values_of_another_model_are_refused(model, tokenizer, facts, stats, config, begun):
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        sites(other, (0,))[0].weight.mul_(1.5)
+    values = compute_values(other, tokenizer, facts, new_state(other, tokenizer, config), config)
+    with pytest.raises(StateError, match="another model"):
+        edit_batch(model, tokenizer, facts, stats, begun, config, values)
+
+
+@one_family
+def test_another_number_of_contexts_is_refused(model, tokenizer, facts, stats, config, begun):
+    other = replace(config, contexts=config.contexts + 1)
+    with pytest.raises(StateError, match="contexts"):
+        edit_batch(model, tokenizer, facts, stats, begun, other)
+
+
+@one_family
+def test_values_for_other_layers_are_refused(model, tokenizer, facts, config, begun):
+    with pytest.raises(StateError, match="layers"):
+        compute_values(model, tokenizer, facts, begun, replace(config, layers=config.layers[:1]))
+
+
+@one_family
+def test_keys_whose_sum_leaves_half_precision_are_finite(model, tokenizer, facts, config, begun):
+    """The sum of finite float16 keys may be infinite, and is nobody's business."""
+    prepare = editor.fast.prepare
+
+    class Engine:
+        def prepare(*given):
+            found = prepare(*given)
+            return replace(found, keys=torch.full_like(found.keys, 6e4, dtype=torch.float16))
+
+    values = editor.find_values(model, tokenizer, facts, begun, config, Engine)
+    assert torch.isfinite(values.z).all()
+
+
+@one_family
+def test_an_interrupted_sequence_hands_its_state_over(model, tokenizer, facts, stats, config):
+    before = weights(model)
+
+    def stop(state, report, part):
+        if state.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        edit_sequence(model, tokenizer, facts, stats, config, 2, on_batch=stop)
+    state = caught.value.state
+    assert state.done == 2
+    assert not same(model, before)
+    undo(model, state, 2)
+    assert same(model, before)
+
+
+@one_family
+def test_a_state_of_other_facts_is_not_gone_on_with(model, tokenizer, facts, stats, config, begun):
+    facts = [replace(fact, id=i) for i, fact in enumerate(facts)]
+    state, _ = edit_batch(model, tokenizer, facts[:2], stats, begun, config)
+    after = weights(model)
+    with pytest.raises(StateError, match="do not begin"):
+        edit_sequence(model, tokenizer, facts[2:], stats, config, 2, state=state)
+    assert same(model, after)
+
+
+@one_family
+def test_an_empty_sequence_is_refused(model, tokenizer, stats, config):
+    with pytest.raises(FactError, match="empty"):
+        edit_sequence(model, tokenizer, [], stats, config, 2)

@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from conftest import FAMILIES, build
 from ece.checks import validate
@@ -160,7 +162,7 @@ BAD = {
     "empty target": (dict(target=""), "'target'"),
     "empty prompt": (dict(prompt=""), "'prompt'"),
     "half a surrogate pair": (dict(subject="Il\ud800"), "surrogate"),
-    "too long": (dict(prompt="{} " + "lives in " * 90), "tokens"),
+    "too long": (dict(prompt="{} lives" + " in" * 180), "tokens"),
     "long target": (dict(target="Rome " * 90), "tokens"),
 }
 
@@ -242,8 +244,29 @@ def test_a_batch_is_refused_exactly_when_a_subject_comes_again(tokenizers, subje
 def test_a_target_that_tokenizes_to_nothing_is_refused(model, tokenizers):
     def deaf(text, **options):
         if not options.get("add_special_tokens", True):
-            return {"input_ids": []}
+            return {"input_ids": [[] for _ in text]}
         return tokenizers["gpt2"](text, **options)
 
     with pytest.raises(FactError, match="nothing"):
         validate([Fact("{} lives in", "Ilo", "\u200b")], deaf, model)
+
+
+def test_a_space_that_a_tokenizer_puts_before_every_text_is_no_part_of_a_target():
+    words = {"<unk>": 0, "\u2581": 1, "\u2581a": 2, "\u2581is": 3, "\u2581Paris": 4}
+    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    made.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    whole = tokenizer("a is Paris", add_special_tokens=False)["input_ids"]
+    assert target_ids(tokenizer, "Paris") == whole[-1:] == [4]
+
+
+def test_an_empty_target_has_no_tokens(tokenizer):
+    assert target_ids(tokenizer, " ") == []
+
+
+def test_a_prompt_that_brings_the_targets_space_is_refused(model, tokenizer):
+    with pytest.raises(FactError, match="white space"):
+        validate([Fact("The capital of {} is ", "Rome", "Paris")], tokenizer, model)

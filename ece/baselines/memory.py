@@ -46,6 +46,7 @@ class View(nn.Module):
         cut: tokens at the beginning of a row that the answerer does not read after an edit.
         """
         super().__init__()
+        self.training = base.training
         self.base, self.answerer, self.config = base, answerer, base.config
         self.entries, self.scope, self.cut = entries, scope, cut
 

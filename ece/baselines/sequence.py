@@ -91,6 +91,8 @@ def sequence(
         done = _resumed(task.model, folder)
     if done.records and on_batch is not None:
         on_batch(len(done.records) - 1, done.records[-1], parts[len(done.records) - 1])
+    for part in parts[len(done.records) :]:  # before the first weight changes
+        validate(part, task.tokenizer, task.model)
     for number in range(len(done.records), len(parts)):
         done = edit_one(baseline, task, parts[number], done)
         if folder is not None:

@@ -32,6 +32,9 @@ def facts_from_table(path: str | Path) -> list[Fact]:
     if strange := [name for name in table if name not in NEEDED + MORE]:
         raise DataError(f"{path}: column '{strange[0]}' is not known; known: "
                         f"{', '.join(NEEDED + MORE)}")  # fmt: skip
+    if not isinstance(table.index, pd.RangeIndex):  # pandas took the first column for an index
+        raise DataError(f"{path}: its rows have more fields than its first line; put text that "
+                        "holds a comma in quotes")  # fmt: skip
     if table.empty:
         raise DataError(f"{path}: has no rows below its first line; give at least one fact")
     return [_fact(path, i, row) for i, row in enumerate(table.to_dict("records"), 1)]

@@ -41,6 +41,8 @@ def perplexity(model, rows: Sequence[Sequence[int]]) -> float:
         nll = -logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
         total += float((nll * mask[:, 1:]).double().sum())
         count += int(mask[:, 1:].sum())
+    if not count:
+        raise DataError("no row has two tokens, so no token is predicted; give longer texts")
     return float(np.exp(total / count))
 
 

@@ -24,6 +24,7 @@ from ece.evaluation.checks import check_texts
 from ece.evaluation.teacher_forcing import AnswerScores, score_answers
 from ece.evaluation.zsre_compat import score_published
 from ece.facts import Fact
+from ece.model import check_mode
 
 KINDS = ("efficacy", "generalization", "specificity")
 UNEDITED = "specificity_unedited"
@@ -141,6 +142,7 @@ def evaluate(
     edited: all prompts (`Fact.text`) that are edited: a neighbour among them has a new answer,
     and rightly so; specificity is then also given without such neighbours.
     """
+    check_mode(model)
     numbered = [(i, question) for i, fact in enumerate(facts) for question in questions(fact)]
     pairs = [(q, q.wanted) for _, q in numbered] + [(q, q.other) for _, q in numbered if q.other]
     if compat:

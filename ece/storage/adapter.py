@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ece.errors import StateError
+from ece.errors import ConfigError, StateError
 from ece.model import sites
 from ece.storage.edits import EditSet, changed, standing
 from ece.storage.files import replacing, write
@@ -24,7 +24,9 @@ def save_adapter(
     """
     if not edits.neurons:
         raise StateError("these edits changed nothing; there is no adapter to write")
-    rank = rank or max(1, len(edits.facts))
+    rank = max(1, len(edits.facts)) if rank is None else rank
+    if type(rank) is not int or rank < 1:
+        raise ConfigError(f"'rank' is {rank!r}; it should be a whole number >= 1")
     paths = {id(module): path for path, module in model.named_modules()}
     sign, other = (1 if standing(model, edits) == "unedited" else -1), changed(model, edits)
     tensors, names, lost, total = {}, [], 0.0, 0.0

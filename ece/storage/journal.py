@@ -95,7 +95,7 @@ def _applied(model: nn.Module, saved: dict, later: list[dict], strategy: Strateg
     done = state.done - len(state.batches)
     state = replace(state, moments=last["moments"], folded=folded, batches=(), done=done)
     for batch in batches:
-        found = {layer: now[layer][:, mask].clone() for layer, mask in batch.masks.items()}
+        found = {layer: now[layer][:, mask] for layer, mask in batch.masks.items()}
         for layer, mask in batch.masks.items():
             now[layer][:, mask] = batch.before[layer]
         keys = {layer: part.to(where[layer]) for layer, part in batch.keys.items()}

@@ -1,5 +1,6 @@
 """Lets one process at a time use a folder or a file."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +27,9 @@ def locked(path: str | Path, wait: bool = False) -> Iterator[None]:
             raise StateError(
                 f"{path} is in use by another run; wait until that has ended, or name another place"
             ) from None
+    left = re.compile(rf"\.{'.+' if whole else re.escape(path.name)}\.\d+\.\d+\.tmp")
     try:  # what a killed process has left comes first
-        remove(
-            path.glob(".*.safetensors.*.tmp") if whole else path.parent.glob(f".{path.name}.*.tmp")
-        )
+        remove(p for p in (path if whole else path.parent).iterdir() if left.fullmatch(p.name))
         yield
     finally:
         lock.release()
