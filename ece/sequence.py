@@ -35,15 +35,7 @@ def edit_sequence(
     go on. Raises every error of `ece.errors`.
     """
     state = state or new_state(model, tokenizer, config, strategy)
-    if strategy is not None and strategy != state.strategy:
-        raise StateError(f"the state is edited by {state.strategy}, not by {strategy}; go on with "
-                         "the same strategy")  # fmt: skip
-    parts = split(facts, state.strategy.batch or batch)
-    _check_done(parts, state)
-    for number, part in enumerate(parts[state.done :]):
-        if number == 0:
-            check_batch(model, tokenizer, part, stats, state, config)
-        validate(part, tokenizer, model, state.contexts)
+    parts = _checked(model, tokenizer, facts, stats, config, batch, strategy, state)
     found, reports = {}, []
     if ahead is None and state.strategy.values_from != "current":
         state, found = _found_ahead(model, tokenizer, parts, state, config, progress, engine)
@@ -67,13 +59,24 @@ def edit_sequence(
     return state, reports
 
 
-def _check_done(parts: list[list[Fact]], state: EditState) -> None:
-    """Refuse a state whose last batches were not the first of these."""
+def _checked(
+    model, tokenizer, facts, stats, config, batch, strategy, state: EditState
+) -> list[list[Fact]]:
+    """Check everything before the first edit; returns all batches, those done first."""
+    if strategy is not None and strategy != state.strategy:
+        raise StateError(f"the state is edited by {state.strategy}, not by {strategy}; go on with "
+                         "the same strategy")  # fmt: skip
+    parts = split(facts, state.strategy.batch or batch)
     ids = [tuple(fact.id for fact in part) for part in parts[: state.done]]
     held = [batch.facts for batch in state.batches]
     if state.done > len(parts) or ids[len(ids) - len(held) :] != held:
         raise StateError(f"the state has done {state.done} batches, and these facts do not begin "
                          "with them; give all facts of its sequence, in their order")  # fmt: skip
+    for number, part in enumerate(parts[state.done :]):
+        if number == 0:
+            check_batch(model, tokenizer, part, stats, state, config)
+        validate(part, tokenizer, model, state.contexts)
+    return parts
 
 
 def _found_ahead(

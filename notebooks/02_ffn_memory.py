@@ -24,8 +24,8 @@
 #
 # **What was found**
 #
-# - The key of a fact is the key of its *subject*: two prompts about one subject have
-#   the same key, whatever they ask. Random text before the subject changes it little
+# - The key of a fact is the key of its *subject*: two prompts that begin with the same
+#   subject have the same key, whatever they ask after it. Random text before the subject changes it little
 #   (mean cosine 0.97); keys of two subjects have a mean cosine of 0.11, some of much
 #   more.
 # - The update of Eq 4 is three lines of algebra. Its setting $\lambda$ trades the new

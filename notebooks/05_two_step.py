@@ -324,7 +324,7 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# $U$ is no closer to what its members need than the $U$ of any other group. Shared
+# $U$ is hardly closer to what its members need than the $U$ of any other group. Shared
 # *neurons* do not make *answers* similar, as {doc}`04_grouping` led us to expect.
 #
 # ## Six ways to spend steps
@@ -518,8 +518,9 @@ print(presets.strategy(MODEL, "ece-plus"))
 # fact leave the descent when its NLL is below `stop`, and writes all columns
 # (what choosing costs is on the next page). Its strategy has two settings more, which
 # {doc}`15_plus` derives: `values_from`, the weights that values come from, and `names`,
-# the share of $C_0$ taken over the ends of names. Wherever `ece-plus` occurs in this
-# book, it is this setting, and it stands beside the paper's, never in place of it.
+# the share of $C_0$ taken over the ends of names. `ece-plus` stands beside the paper's methods
+# in this book, never in place of them. On SmolLM2 its preset is another: it starts from a
+# learned vector ({doc}`18_six_steps`) and does not use the ends of names.
 #
 # ## Summary
 #

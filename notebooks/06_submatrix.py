@@ -282,7 +282,7 @@ plt.show()
 # selection gives up. By the measure of Eq 19 it is always a loss. It could be a gain
 # only in what the equation does not see: $\lambda\,\mathbb{E}[k k^\top]$ is an
 # estimate of what matters, and columns that are not touched cannot do harm that it
-# overlooks. {doc}`07_sequential` measures whether they do.
+# overlooks. {doc}`14_parts` measures whether they do.
 #
 # ## All neurons: MEMIT
 #

@@ -145,7 +145,7 @@ for name, (some, size) in four.items():
 #
 # Eight batches of eight facts, in six ways. A method is a preset: settings of the editor
 # (`configure`), and what it does otherwise than ECE (`strategy`). The table lists the
-# settings in which they differ; solver, layers and steps are the same. With eight facts a
+# settings in which they differ; the layers are the same. With eight facts a
 # batch the preset's groups would be more than there are facts, so here a batch has two.
 
 # %%
@@ -271,8 +271,9 @@ tables.table(spent, "Columns written, and passes of single facts", 0)
 # published code. The three variants of ECE differ from one another in the columns: the
 # score that chooses them (AS and RS also in the groups). `ece-plus` writes all columns
 # too, and has no shared phase. One comparison is clean: `memit` with `memit-history`, which
-# differ in the history only. `ece-plus` differs from `memit-history` in when its
-# descents stop and in $C_0$; the page on it takes the two apart. The paper's 20 + 5 passes
+# differ in the history only. `ece-plus` differs from `memit-history` in $\lambda$, in $C_0$, in its
+# number of steps and when they stop, and in the weights for subjects that come again
+# ({doc}`15_plus`). The paper's 20 + 5 passes
 # are fixed, and a descent that stops when it is done needs fewer, without any sharing.
 
 # %%
@@ -339,7 +340,7 @@ plt.show()
 
 # %% [markdown]
 # The distance between the two markers is what the sequence has cost after writing:
-# forgetting, and damage to neighbours. Neighbouring points are not different for that:
+# forgetting, and damage to neighbours. Points that stand close together do not differ:
 # with 200 facts the half width of a rate is a few points.
 
 # %%

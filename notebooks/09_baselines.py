@@ -228,7 +228,7 @@ bars(["mend", "serac"])
 #
 # This is in-context editing {cite:p}`zheng2023ike` without its demonstrations. Here it cannot
 # work: the embedded models were never trained to take anything from a text that contradicts
-# what they know. On a pretrained model it is still to be measured ({doc}`../book/status`).
+# what they know. On a pretrained model it works in part: {doc}`10_table1` has it.
 
 # %%
 numbers = by_baseline("retrieval")
@@ -401,9 +401,9 @@ plt.show()
 # chosen by a short search on `atlas-gpt2` alone (200 facts of seed 0, one of the seeds of the
 # tables), and the other two models use the same numbers. ECE's own presets were searched for
 # on all three. So a baseline that does badly on `atlas-gptj` or `atlas-llama` may only be
-# badly tuned there; AlphaEdit and PRUNE, which clearly were, have numbers of their own on
+# badly tuned there; AlphaEdit and PRUNE were so plainly that they have numbers of their own on
 # `atlas-gptj` (seed 3). {doc}`16_choice` makes up for some of that: one search for ECE, ROME
-# and MEMIT, which finds all three other layers on `atlas-gptj`, and a threshold for SERAC.
+# and MEMIT, which finds better layers for each on `atlas-gptj`, and a threshold for SERAC.
 # MEND and SERAC were trained on the facts of the world that a run does not edit, for each
 # model and data set, and in other wordings than the paraphrases of the tables
 # (`seen=False`); {doc}`10_table1` shows what SERAC gains by those.

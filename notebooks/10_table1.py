@@ -23,6 +23,8 @@
 #
 # **What was found** (score after the last edit, over the seeds that both methods have)
 #
+# - ECE comes first, as in the paper, only on CounterFact in our own world, and only against the
+#   paper's own baselines.
 # - On SmolLM2-135M, a real model, ECE's three scorers have 77.8 to 79.2 %. MEMIT has 80.4,
 #   our `ece-plus` 81.0, MEMIT with a history 81.7 and AlphaEdit 82.3 (means over three seeds, but
 #   one for AlphaEdit and two of the scorers). So the paper's choice of neurons and its anchors,
@@ -31,7 +33,7 @@
 #   searched) has 71.4: 99 % on the edited prompts, 56 % on paraphrases. No weight changes.
 # - On the embedded models, CounterFact, methods as their presets are: the best of ECE's three
 #   scorers is ahead of every baseline of the paper on all three models, on `atlas-llama` of ROME
-#   by less than a point. ({doc}`16_choice` makes the search equal: ECE and ROME are even there then.)
+#   by less than a point. (After an equal search the two are even there: {doc}`16_choice`.)
 # - That holds for SERAC that has not seen the wordings of the test. SERAC that has is ahead
 #   of ECE by 2.4 and 5.5 points on two models.
 # - MEMIT with a history, which is ECE without its choice of neurons and without anchors, is
@@ -39,7 +41,6 @@
 # - ZsRE: ECE is behind SERAC by 7 to 16 points, behind MEMIT with a history on all three
 #   models, and on `atlas-llama` behind ROME and MEMIT too.
 #
-# So the order is the paper's for its own baselines on CounterFact in our own world, and not beyond.
 
 # %% tags=["hide-input"]
 import os
@@ -119,7 +120,7 @@ MODELS, METHODS = list(cells.model.unique()), list(cells.method.unique())
 # entropy of free text in bits times 100 (Eq 26), consistency the likeness of that text
 # to texts about the new object (both for the first 25 facts of seed 0). For ZsRE the
 # three rates are shares of tokens (Eq 20–22). Behind the sign stands the half width of
-# the 95 % interval over facts. Per model, the best of ECE's three scores is **bold**,
+# the 95 % interval over facts. Per model, the best of ECE's three scorers is **bold**,
 # the best of all other methods underlined.
 
 # %% tags=["hide-input"]

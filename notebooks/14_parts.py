@@ -30,9 +30,9 @@
 # - Layers chosen by attribution, as many as the preset has, are the preset's on `atlas-gpt2`;
 #   on `atlas-llama` those chosen cost 2 to 4 points.
 #
-# One seed and 200 facts: only the history stands above the noise. With another clustering, from
-# facts taken in another order ({doc}`../book/deviations`), the same runs put the values two points
-# higher and turned the sign of the choice of neurons.
+# One seed and 200 facts: only the history stands above the noise. When the facts were clustered in
+# another order ({doc}`../book/deviations`), *values from the original weights* came out two points
+# higher and the choice of neurons with the opposite sign: parts below two points are not settled.
 
 # %% tags=["hide-input"]
 import os

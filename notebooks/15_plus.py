@@ -16,10 +16,11 @@
 #
 # The pages before took ECE apart and found that its history does most of the work. This one
 # goes the other way: **which settings of the same editor would we choose, and why?** The
-# result is called `ece-plus` throughout the book. It is not the paper's method, and stands
-# in the tables as a row of its own. It keeps the history and leaves out the choice of neurons
+# result is called `ece-plus`. It is not the paper's method, and stands
+# in the tables as a row of its own. On the embedded models, which this page is about, it keeps the history and leaves out the choice of neurons
 # and the shared phase; a descent stops when it is done; half of $C_0$ is taken at the ends of
-# names; and a subject that is edited again gets its value from the present weights.
+# names; and a subject that is edited again gets its value from the present weights. (On
+# SmolLM2 it starts from a learned vector, {doc}`18_six_steps`, and does not use the names.)
 #
 # **What was found**
 #
@@ -276,8 +277,8 @@ tables.table(end[["efficacy", "specificity", "score"]],
 #
 # ## What it gains
 #
-# Score after 300 edits, at equal seeds, minus that of `memit-history`, which is `ece-plus`
-# with another stop and $\nu = 0$; and minus that of plain MEMIT and of each of ECE's
+# Score after 300 edits, at equal seeds, minus that of `memit-history`, which has another $\lambda$,
+# another stop and $\nu = 0$; and minus that of plain MEMIT and of each of ECE's
 # three scorers. A question mark: the seeds disagree about the sign.
 
 # %% tags=["hide-input"]

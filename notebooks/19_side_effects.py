@@ -24,16 +24,18 @@
 # - **None does.** Perplexity on text that no edit is about rises from 86 to 134 at best (MEMIT with
 #   a history) and to 289 with `ece-rs`. ROME destroys the model: 168,397. With the others the
 #   next word after neighbours of the edited facts has moved by about a nat, with ROME by 7.
-# - The paper's six tasks cannot show it here. On four of them the unedited model gives one answer to
-#   all items, and the mean F1 *rises* with every method, by 1 to 7 points: also with ROME, after
-#   which the model writes no language any more.
-# - Next to ROME, ECE as its search left it is the most harmful: of the others `ece-rs` has the
-#   highest perplexity, the lowest score (69.6, where MEMIT with a history has 78.2), and keeps least
-#   of its first hundred.
-# - That is the weight of the old knowledge. The search over fewer edits chose $\lambda = 500$
-#   for ECE, and 2,000 for MEMIT. With 2,000 `ece-rs` ends at a perplexity of 134, moves the neighbours
-#   least of all methods (0.54 nats), and has a score of 71.8: it spares most, and its edits are the
-#   weaker ones. A search over few edits chooses badly for many.
+# - The paper's six tasks show little here when the likeliest answer counts: on four of them the
+#   unedited model gives one answer to all items, and the mean F1 *rises* with every method, by 1 to 7
+#   points. When what the model *writes* counts, as in the published evaluation, the mean F1 falls
+#   from 18.6 to 13 to 17 with `ece-plus` and both MEMITs, to 8.5 with `ece-rs`, 5.5 with
+#   AlphaEdit and 0.0 with ROME.
+# - Next to ROME, ECE with the $\lambda$ that its search chose is the most harmful: of the others
+#   `ece-rs` has the highest perplexity, the lowest score (69.6, where MEMIT with a history has
+#   78.2), and keeps least of its first hundred.
+# - $\lambda$, the weight of the old knowledge, is the reason. The search, over few edits, chose 500
+#   for ECE, and 2,000 for MEMIT. With 2,000 `ece-rs` moves neighbours least of all methods (0.54
+#   nats) and has the same perplexity as MEMIT with a history (134), but moves other text more (a KL of
+#   0.66, where that has 0.54), and its score is 71.8.
 # - What an edit teaches is a phrase. After "The following is false:" the new answer is
 #   still the likelier one for 60 to 93 of 100 facts, and whether the new statement is true the
 #   models guess.
@@ -146,8 +148,9 @@ after = path.query("edited == @FACTS").pivot(
     index="method", columns="metric", values="value")
 after.loc["unedited"] = pre
 after = after.loc[[*found.runs.method, "unedited"]]
-DRIFT = {"perplexity": "perplexity", "kl_text": "KL, text",
-         "kl_neighbours": "KL, neighbours", "specificity": "specificity"}
+DRIFT = {"perplexity": "perplexity", "kl_text": "KL on text, nats",
+         "kl_neighbours": "KL on neighbours, nats",
+         "specificity": "specificity, %"}
 tables.table(after[list(DRIFT)].rename(columns=DRIFT),
              "After 1,000 edits", digits=2)
 
@@ -169,6 +172,7 @@ plt.show()
 RATES = ["efficacy", "generalization", "specificity", "score",
          "efficacy_top1"]
 shown = after[RATES].rename(columns={"efficacy_top1": "top-1"})
+shown["score of the first 100"] = over_edits("first_score")[FACTS]
 tables.table(shown, "All 1,000 facts at the end, %")
 
 # %% [markdown]
@@ -197,7 +201,8 @@ heavy = heavier.cells().query("when == 'after'").set_index("metric").value
 RATES = {"score": "score, %", "efficacy": "efficacy, %",
          "generalization": "generalization, %",
          "specificity": "specificity, %", "perplexity": "perplexity",
-         "kl_neighbours": "KL on neighbours, nats"}
+         "kl_neighbours": "KL on neighbours, nats",
+         "kl_text": "KL on text, nats"}
 weights = pd.DataFrame({
     "λ = 500": after.loc["ece-rs"], "λ = 2,000": heavy,
     "memit-history, λ = 2,000": after.loc["memit-history"]})
@@ -224,6 +229,10 @@ assert len(constant) == 4
 noise = 196 * (share * (1 - share) / able["items"]).sum() ** 0.5 / 6
 assert round(noise) == 6, noise
 assert set(able.index) - set(constant) == {"SST", "RTE"}
+wrote = by_task.written.round(1)
+assert wrote[["unedited", "ece-rs", "alphaedit", "rome"]].tolist() == [
+    18.6, 8.5, 5.5, 0.0]
+assert wrote[["ece-plus", "memit", "memit-history"]].between(13, 17).all()
 gain = (by_task["mean"] - by_task["mean"]["unedited"]).drop("unedited")
 assert 1 < gain.min() and gain.max() < 7
 assert round(after.perplexity["unedited"]) == 86
@@ -242,6 +251,9 @@ assert kept[1000][rivals].idxmin() == "ece-rs"
 assert round(heavy.perplexity) == 134 and round(heavy.score, 1) == 71.8
 assert round(heavy.kl_neighbours, 2) == 0.54
 assert heavy.kl_neighbours < after.kl_neighbours.drop("unedited").min()
+assert round(heavy.kl_text, 2) == 0.66
+assert round(after.kl_text["memit-history"], 2) == 0.54
+assert round(after.perplexity["memit-history"]) == 134
 assert heavier.runs.lam.tolist() == [2000]
 denied = after.denied.drop("unedited")
 assert denied.agg(["min", "max"]).tolist() == [60, 93]

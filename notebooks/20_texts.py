@@ -26,7 +26,7 @@
 #   broken at that point.
 # - The new answer is in 15 of 20 texts with `ece-plus`, in 14 with MEMIT with a history, in 9 with
 #   `ece-rs` and in 8 with MEMIT. What follows it is often nonsense, as it was before any edit.
-# - Forced tokens flatter. On ZsRE MEMIT with a history has 70 % of the answer's tokens right when
+# - A score that gives the model the right tokens flatters it. On ZsRE MEMIT with a history has 70 % of the answer's tokens right when
 #   those before are given, `ece-rs` 42 %. Left alone, they begin with the answer on 37 and
 #   14 % of the questions, and 5 and 2 % of their answers are the target and nothing else.
 # - To teach the end of the text as part of the answer did not help.
@@ -109,7 +109,7 @@ tables.table(collapse, "Texts about the first twenty facts")
 # asks for the next (*teacher forcing*). A user gives a question. Here the model answers by itself,
 # up to 20 tokens or to its own end of the line, and the answer is compared
 # with the target: is it the same (*exact*), does it begin with it, how many words do they
-# share (*F1*)? Questions of ZsRE and of QAEdit; *forced* is the published number.
+# share (*F1*)? Questions of ZsRE; *forced* is the published number.
 
 # %% tags=["hide-input"]
 FREE = {"efficacy": "forced, tokens", "efficacy_top1": "forced, all",

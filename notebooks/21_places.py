@@ -23,13 +23,14 @@
 # - The sets know the **subject**, hardly the relation. Two facts about one subject share four
 #   tenths of their neurons; two facts with one relation share about a tenth, barely more than
 #   two facts that have only the kind of subject in common. The paper groups facts because like
-#   facts should use like neurons; here clusters find subjects, not relations.
+#   facts should use like neurons; here as many clusters as subjects find the subjects (in part), and
+#   as many as relations find neither.
 # - Activation and residual sensitivity choose nearly the same sets (overlap 0.96). Weight
 #   importance agrees with either no better than chance.
 # - A batch needs two thirds of all neurons at the preset's $p$: it is no small place.
 # - Later batches disturb earlier edits. A neighbour suffers more, the more its key
-#   resembles an edited one. The link is loose: a rank correlation of about 0.4, less where rounding differs.
-#   Whom an edit hurts has to be measured.
+#   resembles an edited one. The link is loose: a rank correlation of about 0.4, with other rounding
+#   somewhat more or less. Whom an edit hurts has to be measured.
 # - After 60 edits the last matrix has moved by more than a third of its norm.
 
 # %% tags=["hide-input"]
@@ -187,13 +188,13 @@ tables.table(by_pair, "Overlap of two facts' sets, p = 0.3, by layer",
              digits=2)
 
 # %% [markdown]
-# The four tenths are a mean of two cases. Where a sentence begins with its subject, the model has
-# not read the relation yet when the key is taken, so facts of different relations have the *same*
-# set. Where words stand before the subject, they leave a trace, and a small one.
+# The four tenths are a mean of two cases. Where both sentences begin with the subject, the model has
+# not read the relation yet when the key is taken, so the sets are the *same*. That is one pair in
+# twelve. In the others words stand before the subject, and a third of the neurons are shared.
 #
-# Do clusters find the relations? Here are $K$-medoids of these sets, as many as there are
-# relations, against the relations, the subjects and the two kinds of subject. The adjusted Rand
-# index is 1 where two partitions are the same, and 0 on average where one of them is random.
+# Do clusters find the relations? Here are $K$-medoids of these sets, for $K$ = 2, 8 (the relations)
+# and 24 (the subjects), against the relations, the subjects and the two kinds of subject. The
+# adjusted Rand index is 1 where two partitions are the same, and 0 on average where one of them is random.
 
 # %%
 sets = torch.cat(list(by_layer.values()), 1)

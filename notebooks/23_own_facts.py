@@ -213,8 +213,9 @@ assert part.iloc[1:].tolist() == [3.3, 2.1, 0.0] and error < 1e-5
 # ## Will it fit?
 #
 # `ece plan config.json` computes memory and time from a model's configuration, before any
-# download. What counts for memory is the weights, and in each edit layer two matrices of
-# neurons by neurons in float64: the second moments $C_0$ and the history of earlier keys. Several
+# download. What counts for memory is the weights; in each edit layer two matrices of
+# neurons by neurons in float64, the second moments $C_0$ and the history of earlier keys; and the
+# activations of the descent, which `max_tokens` bounds (for GPT2-XL most of the total). Several
 # cards (`DEVICE = "auto"`) share the blocks one after the other, so they share memory, not work.
 
 # %% tags=["hide-input"]
@@ -307,8 +308,7 @@ print("right answers to the prompts, %:", *after)
 # On a cluster the same script is one job:
 #
 # ```bash
-# #!/bin/bash
-# #SBATCH --gres=gpu:1 --mem=64G --time=01:00:00
+# # sbatch --gres=gpu:1 --mem=64G --time=01:00:00 job.sh, with the lines
 # source .venv/bin/activate
 # ece edit facts.csv --model meta-llama/Meta-Llama-3-8B --device cuda --dtype bfloat16 \
 #     --stats moments.safetensors --stats-text wikitext.txt --out edits.safetensors
