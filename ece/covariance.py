@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ece.errors import StatsError, check_finite
+from ece.errors import StatsError, check_finite, check_mode
 from ece.facts import encode
+from ece.fingerprint import digest, fingerprint
 from ece.hooks import capture, states_at
-from ece.model import check_mode, digest, fingerprint, sites
+from ece.model import sites
 
 ROW = 1024  # longest packed row; a model that reads less sets its own
 

@@ -17,7 +17,8 @@ from ece.covariance import Stats
 from ece.descent import Values, two_step
 from ece.errors import check_finite
 from ece.facts import Fact
-from ece.model import Site, fingerprint, sites
+from ece.fingerprint import fingerprint
+from ece.model import Site, sites
 from ece.objective import mix
 from ece.report import Report, value_part
 from ece.solver import Knowledge, Update

@@ -9,7 +9,7 @@ from functools import wraps
 import torch
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class EditError(ValueError):
@@ -80,3 +80,10 @@ def check_finite(name: str, tensor: Tensor) -> None:
     """Raise `StateError` naming a tensor that is not finite."""
     if not torch.isfinite(tensor).all():
         raise StateError(f"{name} are not finite; check the model's weights and the config")
+
+
+def check_mode(model: nn.Module) -> None:
+    """Raise `ModelError` for a model in training mode."""
+    if model.training:
+        raise ModelError("the model is in training mode, so its dropout makes every value random; "
+                         "call model.eval()")  # fmt: skip

@@ -5,11 +5,9 @@ Nothing outside this module asks how a model is built or which way round its wei
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from math import gcd
 from operator import attrgetter
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -18,10 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from ece.errors import ModelError
 from ece.parts import in_parts, joined, put, whole
 
-SAMPLE = 65536  # values that a fingerprint reads of a weight that is not edited
-SLICE = 1 << 22  # values hashed at a time, to bound the memory it takes
 HEADS = ("head_dim", "head_size")  # what an attention module has, and no other part of a block
-BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Structure(NamedTuple):
@@ -125,13 +120,6 @@ def sites(model: nn.Module, layers: tuple[int, ...] | None = None) -> list[Site]
         raise ModelError(f"not every block has '{down}'; ece edits dense decoders") from error
 
 
-def check_mode(model: nn.Module) -> None:
-    """Raise `ModelError` for a model in training mode."""
-    if model.training:
-        raise ModelError("the model is in training mode, so its dropout makes every value random; "
-                         "call model.eval()")  # fmt: skip
-
-
 def room(model: nn.Module) -> int:
     """Count the tokens that the model reads at once, all of them in view."""
     names = ("max_position_embeddings", "sliding_window", "window_size")
@@ -171,45 +159,3 @@ def _brought(base: nn.Module, given: tuple, named: dict) -> tuple[tuple, dict]:
     device = base.get_input_embeddings().weight.device
     named = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in named.items()}
     return given, named
-
-
-def fingerprint(model: nn.Module, layers: tuple[int, ...] | None = None) -> str:
-    """Hash names, shapes and values: all values of `layers`' sites, or a sample of every weight.
-
-    16 hexadecimal digits. A sample's places are an irrational step apart, which no width repeats.
-    """
-    named = [(str(site.layer), site.module.weight) for site in sites(model, layers or ())]
-    if layers is None:
-        named = list(model.named_parameters())
-    total = 0
-    for name, tensor in named:
-        tensor = whole(tensor.detach())
-        head = f"{model.config.model_type} {name} {tuple(tensor.shape)} {tensor.dtype}".encode()
-        if layers is None and tensor.numel() > SAMPLE:
-            step = int(tensor.numel() * 0.6180339887498949)
-            while gcd(step, tensor.numel()) > 1:  # else some columns would never be read
-                step += 1
-            places = torch.arange(SAMPLE, device=tensor.device) * step % tensor.numel()
-            tensor = tensor.reshape(-1)[places]
-        for part in (torch.tensor(list(head), dtype=torch.uint8), tensor):
-            total = (total * 0x100000001B3 + digest(part)) % 2**64
-    return f"{total:016x}"
-
-
-def digest(tensor: Tensor) -> int:
-    """Hash every bit of a tensor, by place, to 64 bits; computed where the tensor lies."""
-    if not tensor.numel():
-        return 0
-    rows = torch.atleast_2d(tensor.detach().contiguous().view(BITS[tensor.element_size()]))
-    rows = rows.reshape(len(rows), -1)
-    column, row = (_odd(size, rows.device) for size in (rows.shape[1], len(rows)))
-    parts = zip(*(t.split(max(1, SLICE // rows.shape[1])) for t in (rows, row)), strict=True)
-    return sum(int(((part * column).sum(1) * some).sum()) for part, some in parts) % 2**64
-
-
-def _odd(count: int, device: torch.device) -> Tensor:
-    """`count` odd numbers of 64 bits that look random (splitmix64; products wrap around)."""
-    mixed = torch.arange(1, count + 1, device=device) * -7046029254386353131
-    mixed = (mixed ^ (mixed >> 30)) * -4658895280553007687
-    mixed = (mixed ^ (mixed >> 27)) * -7723592293110705685
-    return (mixed ^ (mixed >> 31)) | 1

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from ece.config import Config
 from ece.descent import Values
-from ece.errors import ConfigError, ModelError, StateError
+from ece.errors import ConfigError, ModelError, StateError, check_mode
 from ece.facts import contexts, encode
-from ece.model import blocks, check_mode, fingerprint, sites
+from ece.fingerprint import fingerprint
+from ece.model import blocks, sites
 from ece.parts import in_parts
 from ece.start import Learned, grown
 from ece.strategy import Strategy

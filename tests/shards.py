@@ -26,8 +26,8 @@ from ece.errors import EditError, StateError
 from ece.evaluation.generation import answer
 from ece.evaluation.metrics import evaluate
 from ece.facts import Fact
+from ece.fingerprint import fingerprint
 from ece.loading.sharding import save_model
-from ece.model import fingerprint
 from ece.sequence import edit_sequence
 from ece.state import new_state, undo
 from ece.storage import Folder, edits_since, moments, run_sequence, save_edits, snapshot

@@ -13,8 +13,9 @@ from ece.checks import check_stats
 from ece.covariance import Stats, Sums, blend, packed, second_moment
 from ece.errors import EditError, ModelError, StatsError
 from ece.facts import encode
+from ece.fingerprint import fingerprint
 from ece.hooks import capture
-from ece.model import fingerprint, sites
+from ece.model import sites
 
 
 class Letters:

@@ -18,7 +18,8 @@ from ece.covariance import second_moment
 from ece.editor import edit_batch
 from ece.evaluation.generation import answer
 from ece.evaluation.metrics import evaluate
-from ece.model import fingerprint, sites
+from ece.fingerprint import fingerprint
+from ece.model import sites
 from ece.sequence import edit_sequence
 from ece.state import undo
 from ece.storage import (

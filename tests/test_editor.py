@@ -27,7 +27,8 @@ from ece.errors import (
     StatsError,
 )
 from ece.facts import Fact, encode, target_ids
-from ece.model import fingerprint, sites
+from ece.fingerprint import fingerprint
+from ece.model import sites
 from ece.objective import mix, reader
 from ece.sequence import edit_sequence, split
 from ece.solver import Knowledge, solve

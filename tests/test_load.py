@@ -19,9 +19,10 @@ from ece.editor import compute_values, edit_batch
 from ece.engine.loss import head_of
 from ece.errors import ConfigError, EditError, ModelError
 from ece.facts import Fact, locate
+from ece.fingerprint import fingerprint
 from ece.hooks import add_at, gain, states_at
 from ece.loading import check, load, widen
-from ece.model import fingerprint, sites
+from ece.model import sites
 from ece.presets import suggest
 from ece.state import new_state, undo
 

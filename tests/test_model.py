@@ -16,10 +16,11 @@ from transformers import (
 )
 
 from conftest import build
-from ece import model as module
+from ece import fingerprint as module
 from ece.errors import ModelError
+from ece.fingerprint import digest, fingerprint
 from ece.hooks import states_at
-from ece.model import between, blocks, digest, fingerprint, room, sites
+from ece.model import between, blocks, room, sites
 
 SMALL = dict(
     vocab_size=50, hidden_size=16, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2

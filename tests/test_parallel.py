@@ -15,7 +15,7 @@ from ece.covariance import second_moment
 from ece.engine.parallel import Together
 from ece.errors import StateError
 from ece.facts import Fact
-from ece.model import fingerprint
+from ece.fingerprint import fingerprint
 from ece.sequence import edit_sequence
 from ece.state import undo
 from ece.storage import load_edits

@@ -25,7 +25,7 @@ from ece.experiments.results import (
 )
 from ece.experiments.runner import run
 from ece.experiments.spec import run_id
-from ece.model import fingerprint
+from ece.fingerprint import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE, FOLDER = ROOT / "book" / "grid.toml", ROOT / "results"

@@ -20,7 +20,7 @@ from ece.evaluation.metrics import evaluate
 from ece.evaluation.teacher_forcing import score_answers
 from ece.experiments.flags import field_docs
 from ece.facts import encode, pad
-from ece.model import fingerprint
+from ece.fingerprint import fingerprint
 
 NUMBERS = Serac(
     scope_steps=60,

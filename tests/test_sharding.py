@@ -15,7 +15,7 @@ import ece
 from conftest import TEXTS, build
 from ece.covariance import second_moment
 from ece.errors import ModelError
-from ece.model import fingerprint
+from ece.fingerprint import fingerprint
 from ece.sequence import edit_sequence
 from ece.storage import load_edits, load_moments
 from ece.storage.edits import toggle

@@ -23,7 +23,8 @@ from ece.descent import Values
 from ece.editor import compute_values
 from ece.errors import EditError, StateError, StatsError
 from ece.facts import Fact
-from ece.model import fingerprint, sites
+from ece.fingerprint import fingerprint
+from ece.model import sites
 from ece.sequence import edit_sequence
 from ece.state import new_state, undo
 from ece.storage import (

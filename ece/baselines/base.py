@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ece.errors import ConfigError
 from ece.facts import Fact, encode, target_ids
-from ece.model import Site, fingerprint
+from ece.fingerprint import fingerprint
+from ece.model import Site
 from ece.storage import checksum
 
 Weights = dict[str, Tensor]

@@ -36,8 +36,8 @@ from ece.experiments.results import provenance, write_record
 from ece.experiments.runner import matmul
 from ece.experiments.spec import Count, Dtype, Matmul, words
 from ece.facts import Fact, contexts
+from ece.fingerprint import fingerprint
 from ece.loading import load
-from ece.model import fingerprint
 
 SHAPES: dict[str, Callable] = {
     "gpt2-xl": lambda: GPT2Config(n_embd=1600, n_layer=48, n_head=25),

@@ -20,7 +20,8 @@ from ece.descent import COLUMNS, Values
 from ece.editor import compute_values, edit_batch
 from ece.evaluation.metrics import KINDS, evaluate
 from ece.facts import Fact
-from ece.model import fingerprint, sites
+from ece.fingerprint import fingerprint
+from ece.model import sites
 from ece.state import EditState, new_state
 from ece.strategy import Strategy
 

@@ -19,12 +19,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from ece.errors import ConfigError
+from ece.errors import ConfigError, check_mode
 from ece.evaluation.checks import check_texts
 from ece.evaluation.teacher_forcing import AnswerScores, score_answers
 from ece.evaluation.zsre_compat import score_published
 from ece.facts import Fact
-from ece.model import check_mode
 
 KINDS = ("efficacy", "generalization", "specificity")
 UNEDITED = "specificity_unedited"

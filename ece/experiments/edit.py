@@ -22,8 +22,8 @@ from ece.evaluation.generation import answer
 from ece.evaluation.metrics import KINDS, evaluate
 from ece.experiments.inputs import check_writable, statistics
 from ece.experiments.spec import Count, Dtype, Settings
+from ece.fingerprint import fingerprint
 from ece.loading.sharding import save_model
-from ece.model import fingerprint
 from ece.storage import (
     Folder,
     edits_since,

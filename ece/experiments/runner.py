@@ -32,7 +32,7 @@ from ece.experiments.scoring import (
 )
 from ece.experiments.side_effects import SideEffects, cases
 from ece.experiments.spec import Settings, run_id
-from ece.model import fingerprint
+from ece.fingerprint import fingerprint
 from ece.storage import Folder, run_sequence
 from ece.storage.archive import checksum
 from ece.storage.archive import load as load_file

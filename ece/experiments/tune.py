@@ -25,7 +25,7 @@ from ece.experiments.results import commit, read_record, source, write_record
 from ece.experiments.runner import run
 from ece.experiments.spec import Settings, run_id
 from ece.facts import target_ids
-from ece.model import fingerprint
+from ece.fingerprint import fingerprint
 from ece.storage.files import write
 
 FLAGS = "model method dataset data sha256 skip_bad stats stats_text stats_tokens seed device dtype"

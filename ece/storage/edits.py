@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ece.errors import StateError
 from ece.facts import Fact
-from ece.model import BITS, fingerprint, sites
+from ece.fingerprint import BITS, fingerprint
+from ece.model import sites
 from ece.storage.archive import load, save
 
 

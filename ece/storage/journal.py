@@ -21,7 +21,8 @@ from ece.descent import Values
 from ece.editor import compute_values, fast
 from ece.errors import StateError
 from ece.facts import Fact
-from ece.model import digest, fingerprint, sites
+from ece.fingerprint import digest, fingerprint
+from ece.model import sites
 from ece.report import Report
 from ece.sequence import edit_sequence, split
 from ece.start import Learned

@@ -11,7 +11,7 @@ from ece.checks import check_stats
 from ece.covariance import Stats, Sums, second_moment
 from ece.engine.parallel import Processes, Together
 from ece.errors import StatsError
-from ece.model import fingerprint
+from ece.fingerprint import fingerprint
 from ece.storage.archive import check_identity, checksum, load, save
 from ece.storage.files import remove
 from ece.storage.lock import locked
