@@ -21,7 +21,8 @@ TOP_K = 5  # a prefix is sampled among the likeliest tokens
 class Fact:
     """An edit request: after it, `text` should go on with `target`.
 
-    Fact("The capital of {} is", "France", "Lyon", true="Paris")
+    >>> Fact("The capital of {} is", "France", "Lyon", true="Paris").text
+    'The capital of France is'
     """
 
     prompt: str

@@ -56,7 +56,11 @@ def fact_sets(scores: Float[Tensor, "edit ff"], p: float) -> Bool[Tensor, "edit 
 
 
 def select(scores: Float[Tensor, " ff"], p: float) -> Bool[Tensor, " ff"]:
-    """Eq 8 for one vector of scores; see `fact_sets`."""
+    """Eq 8 for one vector of scores; see `fact_sets`.
+
+    >>> select(torch.tensor([1.0, 4.0, 3.0, 2.0]), p=0.6).tolist()
+    [False, True, True, False]
+    """
     return fact_sets(scores[None], p)[0]
 
 

@@ -50,6 +50,10 @@ def solve(
     `ridge` adds that share of the mean diagonal of $\lambda C_0$ to the diagonal: neurons that
     the text hardly ever drives have no weight in $C_0$, and would be filled with huge columns.
     Float64 throughout. Raises `SolveError` if the system is not positive definite.
+
+    >>> known = Knowledge(torch.eye(3), torch.tensor([True, True, False]))
+    >>> solve(torch.tensor([[3.0]]), torch.tensor([[1.0, 1.0, 1.0]]), known, lam=1.0).delta.round()
+    tensor([[1., 1., 0.]], dtype=torch.float64)
     """
     chosen = known.mask.nonzero()[:, 0]
     keys = K.double()[:, chosen]

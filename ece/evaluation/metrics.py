@@ -50,7 +50,11 @@ def questions(fact: Fact) -> Iterator[Question]:
 
 
 def harmonic(rates: Sequence[float]) -> float:
-    """Compute the harmonic mean, unit as given; 0 if one of the rates is 0, nan if one is nan."""
+    """Compute the harmonic mean, unit as given; 0 if one of the rates is 0, nan if one is nan.
+
+    >>> harmonic([100.0, 50.0, 50.0])
+    60.0
+    """
     rates = np.asarray(rates, dtype=float)
     with np.errstate(divide="ignore"):
         return float(len(rates) / (1 / rates).sum())

@@ -31,7 +31,11 @@ def entropy(words: Sequence[str], n: int) -> float:
 
 
 def fluency(text: str) -> float:
-    """Compute (2/3 H_2 + 4/3 H_3) / 2 of a text (Eq 26), times 100 as the paper prints it."""
+    """Compute (2/3 H_2 + 4/3 H_3) / 2 of a text (Eq 26), times 100 as the paper prints it.
+
+    >>> fluency("to be or not"), fluency("no no no no no")
+    (119.49875002403854, 0.0)
+    """
     words = re.findall(r"\w+|[^\w\s]", text)
     return 100 * sum(weight * entropy(words, n) for n, weight in WEIGHTS.items()) / len(WEIGHTS)
 
