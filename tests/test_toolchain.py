@@ -11,7 +11,9 @@ import tomllib
 import zipfile
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
+import launch
 import nbformat
 import pytest
 import run_chapters
@@ -298,3 +300,17 @@ def test_complaints_find_what_a_page_must_not_hold(chapter):
     found = " ".join(run_chapters.complaints(book))
     for complaint in ("was not executed", "writes to stderr: warned", "shows an absolute path"):
         assert complaint in found
+
+
+@pytest.mark.parametrize("repository", [None, "someone/book"])
+def test_buttons_open_a_chapter_where_its_repository_is_known(repository, monkeypatch):
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    monkeypatch.delenv("GITHUB_REF_NAME", raising=False)
+    if repository:
+        monkeypatch.setenv("GITHUB_REPOSITORY", repository)
+    config = SimpleNamespace(html_theme_options={"other": True})
+    launch.add(None, config)
+    url = config.html_theme_options.pop("repository_url", None)
+    assert url == (repository and f"https://github.com/{repository}")
+    assert ("launch_buttons" in config.html_theme_options) == bool(repository)
+    assert config.html_theme_options["other"]
