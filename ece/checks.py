@@ -66,7 +66,10 @@ def validate(facts: list[Fact], tokenizer, model, templates: tuple[str, ...] = (
     `templates` are the contexts under which the prompts will be seen; they count for the length.
     """
     if not isinstance(facts, list) or not all(isinstance(fact, Fact) for fact in facts):
-        raise FactError(-1, "facts", f"{type(facts).__name__} given", "give a list of ece.Fact")
+        strange = (
+            facts if not isinstance(facts, list) else [f for f in facts if type(f) is not Fact][0]
+        )
+        raise FactError(-1, "facts", f"{type(strange).__name__} given", "give a list of ece.Fact")
     if not facts:
         raise FactError(-1, "facts", "the batch is empty", "give at least one fact")
     seen, most = {}, room(model)
@@ -120,6 +123,8 @@ def names_of(facts: list[Fact]) -> tuple[tuple[str, str], ...]:
 
 def check_stats(stats: Stats, model_fingerprint: str, layers: tuple[int, ...]) -> None:
     """Raise `StatsError` unless `stats` belong to the model and hold moments of `layers`."""
+    if not isinstance(stats, Stats):
+        raise StatsError(f"statistics are {stats!r}; give those of ece.second_moment")
     if stats.fingerprint != model_fingerprint:
         raise StatsError("these statistics are of another model; compute them for this one")
     if missing := [layer for layer in layers if layer not in stats.moments]:

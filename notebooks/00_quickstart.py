@@ -41,7 +41,7 @@ import numpy as np
 import torch
 
 import ece
-from ece import presets
+from ece import atlas, presets
 from ece.book import plots
 from ece.data import load_facts, python_docs, world
 from ece.evaluation.generation import generate
@@ -72,9 +72,11 @@ def show(*prompts):
 model, tokenizer = ece.load(MODEL, DEVICE)
 facts = (load_facts("counterfact", 120, path=DATA) if DATA
          else world.facts("counterfact", 120))
+if MODEL.startswith("atlas") and not DATA:  # these know their own world
+    facts = atlas.facts("counterfact", 120)
 stated = known(model, tokenizer, facts)
-given = next(fact for fact in stated
-             if DATA or fact.relation == "city_country")
+given = next((fact for fact in stated if fact.relation == "city_country"),
+             stated[0])
 print(f"{len(stated)} of {len(facts)} facts are stated; one of them:\n")
 show(given.text, given.neighbours[0])
 

@@ -25,6 +25,8 @@
 #   leave the neighbour alone.
 # - Fine-tuning writes the prompt, hardly the paraphrase, and loses the neighbour. Its
 #   change is no longer than ROME's, but made without regard to old keys.
+# - With one batch of one fact `ece-rs` is the weakest of the editor's methods: 81 % at the prompt
+#   and 54 at the paraphrase, where MEMIT has 96 and 77.
 # - MEND and SERAC are trained for a few steps only here, and do not write it yet.
 #   {doc}`10_table1` has all methods in full.
 
@@ -428,4 +430,7 @@ if MODEL == "atlas-gpt2" and not DATA:
         assert after[name][0] > 0.9 and after[name][2] > before[2] - 0.05
     for name in ("ft-l", "ft-w", "ft-m"):
         assert after[name][1] < 0.25 and after[name][2] < 0.4, "the cost"
+    weak = [round(100 * p) for p in after["ece-rs"][:2]]
+    assert weak == [81, 54], weak
+    assert [round(100 * p) for p in after["memit"][:2]] == [96, 77]
 assert all(torch.equal(p, start[n]) for n, p in model.named_parameters())

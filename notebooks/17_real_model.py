@@ -151,17 +151,18 @@ tables.table(behind, "Score of memit-history minus that of the other", 2)
 # %% [markdown]
 # ## What a fact costs
 #
-# Steps of a fact's own, and seconds per fact on one core of finding values, keys and solving. (The
-# runs shared their machine with others, so seconds are rough. `memit` and `memit-history`
-# need the same values and found them once.)
+# Most of it is the descent: its steps, on average a fact. (The seconds of these runs are no
+# measure, as they shared their machine with others; {doc}`18_six_steps` and {doc}`08_speed` have
+# some that can be compared.)
 
 # %% tags=["hide-input"]
 runs = found.runs
-spent = pd.json_normalize(list(runs.seconds))[["values", "keys", "solve"]]
-cost = spent.div(runs.facts, axis=0).assign(
-    steps=[edit["steps"] for edit in runs.edit], method=runs.method)
+edits = pd.json_normalize(list(runs.edit))
+cost = pd.DataFrame({
+    "shared, in all": edits.shared_steps, "a fact's own": edits.steps,
+    "method": runs.method.to_numpy()})
 cost = cost.groupby("method", sort=False).mean()
-tables.table(cost, "Per fact", 2)
+tables.table(cost, "Steps, mean over the seeds")
 
 # %% [markdown]
 # ## The search
@@ -209,6 +210,7 @@ assert rates.seeds[["ece-as", "ece-wi", "ece-rs"]].tolist() == [1, 1, 3]
 assert gap.loc["ece-plus", ends].tolist() == [0.0, 1.3]
 assert gap.loc["memit", ends].tolist() == [0.9, 1.6]
 assert (behind.verdict == "ahead").all() and len(by_seed) == 3
-assert cost.steps.round(1)["memit-history"] == 6.8
-saved = cost.steps["memit-history"] - cost.steps["ece-plus"]
+assert cost["a fact's own"].round(1)["memit-history"] == 6.8
+own = cost["a fact's own"]
+saved = own["memit-history"] - own["ece-plus"]
 assert saved.round(1) == 1.7

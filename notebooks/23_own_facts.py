@@ -129,9 +129,10 @@ shown = pd.DataFrame({
 tables.table(shown, "Prompts with the right answer, %")
 
 # %% tags=["hide-input"]
-assert shown["edited"].tolist() == [100, 67, 67]
-assert shown["edited "].tolist() == [100, 33, 0]
-assert shown["first, unedited"].tolist() == [0, 0, 0]
+if MODEL == "smollm2-135m":
+    assert shown["edited"].tolist() == [100, 67, 67]
+    assert shown["edited "].tolist() == [100, 33, 0]
+    assert shown["first, unedited"].tolist() == [0, 0, 0]
 
 # %% [markdown]
 # The command line does the same, and prints what the model answers before and after:
@@ -207,7 +208,9 @@ tables.table(size_table, "The same edits in four forms", 2)
 
 # %% tags=["hide-input"]
 part = (100 * sizes / whole).round(1)
-assert part.iloc[1:].tolist() == [3.3, 2.1, 0.0] and error < 1e-5
+assert error < 1e-5
+if MODEL == "smollm2-135m":
+    assert part.iloc[1:].tolist() == [3.3, 2.1, 0.0]
 
 # %% [markdown]
 # ## Will it fit?

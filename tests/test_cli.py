@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import FAST, records, without_seconds, write_files, write_model
 
+import ece
 from ece import Config, presets
 from ece.baselines import BASELINES, STRATEGIES
 from ece.evaluation.metrics import KINDS
@@ -267,3 +268,14 @@ def test_the_module_runs_as_a_program():
     command = [sys.executable, "-m", "ece", "run", "--method", "none"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 2 and "ece-rs" in done.stderr and done.stdout == ""
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ece {ece.__version__}\n"
+
+
+def test_folders_are_there_when_they_are_used():
+    assert ece.presets.METHODS and ece.storage.Folder
+    with pytest.raises(AttributeError, match="nowhere"):
+        ece.nowhere  # noqa: B018

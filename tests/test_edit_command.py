@@ -32,7 +32,10 @@ def table(folder, head: str = HEAD, rows=ROWS):
 
 def test_a_table_becomes_facts(tmp_path):
     head = HEAD + ",true,paraphrases,neighbours"
-    rows = (f"{ROWS[0]},Rome,Mira Velan's home is | One finds Mira Velan in,", f"{ROWS[1]},,,X is")
+    rows = (
+        f"{ROWS[0]},Rome,Mira Velan's home is | One finds Mira Velan in,",
+        f"{ROWS[1]},baker,,X is",
+    )
     one, other = facts_from_table(table(tmp_path, head, rows))
     assert one == Fact("{} lives in", "Mira Velan", "Oslo", "Rome", id=1,
         paraphrases=("Mira Velan's home is", "One finds Mira Velan in"))  # fmt: skip
@@ -127,3 +130,62 @@ def test_an_adapter_is_not_written_from_parts(tmp_path, capsys):
     words = ["--sharding", "tp", "--adapter", str(tmp_path / "adapter")]
     assert main(["edit", str(table(tmp_path)), "--model", "atlas-gpt2", *words]) == 2
     assert "'sharding' and 'adapter'" in capsys.readouterr().err
+
+
+SHORT = ["--model", "atlas-gpt2", "--method", "memit", "--stats-tokens", "2000"]
+
+
+def test_edits_in_half_precision_are_found_applied_and_taken_back(tmp_path, capsys):
+    out, there, back = (str(tmp_path / name) for name in ("out", "edited", "back"))
+    words = ["edit", str(table(tmp_path)), *SHORT, "--dtype", "bfloat16", "--out", out]
+    assert main(words) == 0
+    toggled = ["edits", out, "--model", "atlas-gpt2", "--toggle", "--save", there]
+    assert main(toggled) == 0 and capsys.readouterr().out.split()[-1] == "edited"
+    assert main(["edits", out, "--model", there, "--toggle", "--save", back]) == 0
+    assert capsys.readouterr().out.split()[-1] == "unedited"
+    plain, _ = load("atlas-gpt2", dtype=torch.bfloat16)
+    for name, weight in load(back, dtype=torch.bfloat16)[0].state_dict().items():
+        assert torch.equal(weight, plain.state_dict()[name]), name
+    assert main(["edits", out, "--toggle"]) == 2
+    assert "'model' and 'save'" in capsys.readouterr().err
+
+
+def test_edits_and_tables_that_are_there_are_not_overwritten(tmp_path, capsys):
+    file = table(tmp_path)
+    words = ["edit", str(file), *SHORT, "--out"]
+    assert main([*words, str(file), "--force"]) == 2 and file.read_text().startswith(HEAD)
+    (tmp_path / "out").write_text("somebody's")
+    assert main([*words, str(tmp_path / "out")]) == 2
+    assert (tmp_path / "out").read_text() == "somebody's"
+    assert "--force" in capsys.readouterr().err
+    for place in (str(tmp_path), ".", "/dev/null"):
+        assert main([*words, place]) == 2
+        assert "is no file" in capsys.readouterr().err
+
+
+def test_numbers_are_set_and_what_did_not_take_is_said(tmp_path, capsys):
+    words = ["edit", str(table(tmp_path)), *SHORT, "--out", str(tmp_path / "out"), "--force"]
+    assert main([*words, "--set", "steps=1 own_steps=1 layers=0"]) == 0
+    assert "not the likeliest answer yet in 2 of 2 rows: 1, 2" in capsys.readouterr().out
+    assert load_edits(tmp_path / "out").columns.keys() == {0}
+    for wrong in ("stepps=1", "steps=one", "steps=-1", "layers=x"):
+        assert main([*words, "--set", wrong]) == 2
+        assert wrong.partition("=")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("column", ["paraphrases", "neighbours"])
+def test_whole_prompts_hold_no_place_for_the_subject(column, tmp_path):
+    rows = [f"{ROWS[0]},Rome,The home of {{}} is"]
+    with pytest.raises(DataError, match=f"'{column}': write whole prompts"):
+        facts_from_table(table(tmp_path, f"{HEAD},true,{column}", rows))
+
+
+def test_neighbours_need_the_answer_they_should_stay_with(tmp_path):
+    with pytest.raises(DataError, match="needs 'true'"):
+        facts_from_table(table(tmp_path, f"{HEAD},neighbours", [f"{ROWS[0]},X is"]))
+
+
+def test_a_table_serves_as_data_of_a_run(tmp_path, capsys):
+    words = ["run", "--data", str(table(tmp_path)), "--facts", "2", "--batch", "2", "--json"]
+    assert main([*words, *SHORT]) == 0
+    assert json.loads(capsys.readouterr().out)["after"]["efficacy_top1"] is not None

@@ -189,3 +189,25 @@ def test_llama_3_s_depth_gives_its_layers_and_one_block_gives_none():
     assert presets.suggest(32)["layers"] == (4, 5, 6, 7, 8)
     with pytest.raises(ConfigError, match="needs a block above"):
         presets.suggest(1)
+
+
+@pytest.mark.parametrize(
+    "text, named",
+    [
+        ("[config]\nlayers = [1]\nlam = 1.0\nclampp = 3", "clampp"),
+        ("[config]\nlayers = [1]\nlam = 1.0\n[methods.memitt]\nlam = 2.0", "memitt"),
+        ("[config]\nlayers = [1]\nlam = 1.0\n[method.memit]\nlam = 2.0", "'method'"),
+        ("[config]\nlayers = [1]\nlam = 1.0\n[methods.serac]\nlam = 2.0", "'lam'"),
+        ("[methods.memit]\nlam = 2.0", "no table [config]"),
+    ],
+)
+def test_a_preset_file_is_read_whole_or_refused(text, named, tmp_path):
+    (tmp_path / "own.toml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        presets.configure(str(tmp_path / "own.toml"), "memit")
+    assert named in str(error.value)
+
+
+def test_a_name_that_can_be_no_preset_file_is_refused():
+    with pytest.raises(ConfigError, match="ends in .toml"):
+        presets.check("memit")

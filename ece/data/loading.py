@@ -8,6 +8,7 @@ from pathlib import Path
 from ece.data.counterfact import facts_from_counterfact
 from ece.data.downloads import fetch
 from ece.data.schema import checksum, read_records
+from ece.data.table import facts_from_table
 from ece.data.zsre import QAEDIT, WIKIBIGEDIT, facts_from_questions, facts_from_zsre
 from ece.errors import DataError
 from ece.facts import Fact
@@ -32,23 +33,28 @@ def load_facts(
 ) -> list[Fact]:  # fmt: skip
     """Draw `n` facts (None: all there are) in an order that the seed decides.
 
-    Either path, a JSON file with a list of records, or "public" for the public file of the data
-    set; or records, such a list. No two facts share subject and relation (the first drawn stays),
-    and a subject returns only after all others came as often. skip_bad: leave bad records out,
-    with one warning. Facts of the embedded world: `ece.atlas.facts`. Raises `DataError`.
+    Either path, a JSON file with a list of records, a CSV table (`facts_from_table`), or "public"
+    for the public file of the data set; or records, such a list. No two facts share subject and
+    relation (the first drawn stays), and a subject returns only after all others came as often.
+    skip_bad: leave bad records out, with one warning. Facts of the embedded world:
+    `ece.atlas.facts`. Raises `DataError`.
     """
     check_dataset(dataset)
     if (path is None) == (records is None):
         raise DataError(f"facts of {dataset} need either 'path' or 'records'; name a file, 'public'"
                         ", or call ece.atlas.facts for the embedded world")  # fmt: skip
-    source = "the given records"
+    source, facts = "the given records", None
     if records is None:
         file = records_file(dataset, path)
-        source, records = str(file), read_records(file)
+        source = str(file)
+        if source.endswith(".csv"):
+            facts = facts_from_table(file)
+        else:
+            records = read_records(file)
     for name, found in {"seed": seed, "n": 1 if n is None else n}.items():
         if not isinstance(found, int) or isinstance(found, bool):
             raise DataError(f"{name} is {found!r}; give a whole number")
-    facts = CONVERT[dataset](records, source, skip_bad)
+    facts = facts or CONVERT[dataset](records, source, skip_bad)
     random.Random(seed).shuffle(facts)
     distinct = in_rounds(_distinct(facts))
     if n is not None and not 1 <= n <= len(distinct):

@@ -50,6 +50,13 @@ def _fact(path: str | Path, number: int, row: dict[str, str]) -> Fact:
     if texts["prompt"].count("{}") != 1:
         raise DataError(f"{path}, row {number}, column 'prompt': {texts['prompt']!r} should have "
                         'one "{}", where the subject goes')  # fmt: skip
+    for name in MORE[2:]:
+        if "{}" in texts.get(name, ""):
+            raise DataError(f"{path}, row {number}, column '{name}': write whole prompts, with the "
+                            "subject in the place of {}")  # fmt: skip
+    if texts.get("neighbours") and not texts.get("true"):
+        raise DataError(f"{path}, row {number}: 'neighbours' needs 'true', the answer that they "
+                        "should go on to get")  # fmt: skip
     lists = {name: tuple(filter(None, map(str.strip, texts.get(name, "").split(SEVERAL))))
              for name in MORE[2:]}  # fmt: skip
     return Fact(**(texts | lists), id=number)

@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, make_dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from ece.errors import EditError, checked
@@ -30,6 +32,9 @@ from ece.experiments.inputs import check_writable
 from ece.experiments.results import TIMES, ResultError, collect, read_record, write_record
 from ece.experiments.runner import run
 from ece.experiments.spec import Settings
+
+KNOWN = (EditError, OSError, UnicodeError, RecursionError, torch.OutOfMemoryError, SafetensorError)
+"""Errors that say what was wrong; all others are faults of this package."""
 
 
 @checked
@@ -62,6 +67,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; returns the exit code, 2 for what cannot be used."""
     words = list(sys.argv[1:] if argv is None else argv)
     name = words.pop(0) if words else "--help"
+    if name == "--version":
+        sys.stdout.write(f"ece {version('ece')}\n")
+        return 0
     if name not in COMMANDS:
         lines = (f"  {n:9}{inspect.getdoc(f).splitlines()[0]}\n" for n, f in COMMANDS.items())
         wanted = name in ("-h", "--help")
@@ -73,7 +81,10 @@ def main(argv: list[str] | None = None) -> int:
         code = COMMANDS[name](words) or 0
         sys.stdout.flush()
         return code
-    except (EditError, OSError, UnicodeError, RecursionError, torch.OutOfMemoryError) as error:
+    except KeyboardInterrupt:
+        sys.stderr.write(f"ece {name}: stopped; a run with --work goes on by the same command\n")
+        return 130
+    except KNOWN as error:
         text = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, OSError) and error.filename is None:
             text = f"standard output: {text}; send it to a place with room"

@@ -6,20 +6,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import pandas as pd
 import torch
 from torch import distributed, nn
 from tyro.conf import Positional
 
-from ece import Fact, edit_sequence, engine, load
+from ece import Config, Fact, Strategy, edit_sequence, engine, load
+from ece.baselines import STRATEGIES
 from ece.data.table import facts_from_table
 from ece.data.texts import PYTHON_DOCS
 from ece.engine.parallel import Processes, Together
 from ece.errors import ConfigError, EditError, checked
 from ece.evaluation.generation import answer
 from ece.evaluation.metrics import KINDS, evaluate
+from ece.experiments.flags import reader_of
 from ece.experiments.inputs import check_writable, statistics
 from ece.experiments.spec import Count, Dtype, Settings
 from ece.fingerprint import fingerprint
@@ -33,7 +35,7 @@ from ece.storage import (
     save_edits,
     snapshot,
 )
-from ece.storage.edits import EditSet, standing
+from ece.storage.edits import EditSet, standing, toggle
 from ece.storage.folder import Shared
 
 SHOWN, TOKENS = 10, 8
@@ -50,7 +52,8 @@ class Options:
     model: str = "smollm2-135m"
     """Embedded model, hub name, folder or GGUF file."""
     method: str = "ece-plus"
-    """ECE with one of its scores, or a rival that edits weights in closed form."""
+    """ECE with one of its scores (ece-as, ece-wi, ece-rs), ece-plus, memit-history, memit, rome,
+    alphaedit, blue, rect or prune."""
     batch: Count = 100
     """Facts written at once."""
     device: str | None = None
@@ -72,8 +75,13 @@ class Options:
     world for its models, and Python's language reference for all others."""
     stats_tokens: Count = 100_000
     """Largest number of tokens that the second moments are taken over."""
+    set: str = ""
+    """Numbers of the method in place of the preset's, as "layers=4,5 lr=0.5"; the help of
+    `ece run --method NAME` lists them."""
     out: str = "edits.safetensors"
-    """File for the edits, from which they are applied and taken back."""
+    """File for the edits, from which `ece edits --toggle` applies them and takes them back."""
+    force: bool = False
+    """Replace the file `out` if it is there."""
     adapter: str | None = None
     """Folder for the edits as a LoRA adapter."""
     save: str | None = None
@@ -86,13 +94,40 @@ class Options:
         shared = ("model", "method", "device", "dtype", "preset", "stats", "stats_text",
                   "stats_tokens")  # fmt: skip
         found = {name: getattr(self, name) for name in shared}
-        made = Settings(**found, facts=count, batch=min(self.batch, count))
+        own = {"config": numbers(self.method, self.set)}
+        made = Settings(**found, **own, facts=count, batch=min(self.batch, count))
         if not (made.embedded or made.stats_text or (made.stats and Path(made.stats).exists())):
             made = replace(made, stats_text=PYTHON_DOCS)
         if not made.edits:
             raise ConfigError(f"setting 'method' is {self.method!r}; it edits no chosen layers, so "
                               "there are no edits to save; choose another")  # fmt: skip
         return made
+
+
+def numbers(method: str, text: str) -> dict:
+    """Read a method's numbers from "name=value name=value"; `Settings` refuses other names."""
+    kinds = get_type_hints(Config, include_extras=True)
+    kinds |= get_type_hints(type(STRATEGIES.get(method, Strategy())), include_extras=True)
+    found = {}
+    for word in text.split():
+        name, _, value = word.partition("=")
+        try:
+            found[name] = reader_of(kinds[name])[1](value) if name in kinds else value
+        except ValueError as error:
+            raise ConfigError(f"setting 'set' has {word!r}; {error}") from error
+    return found
+
+
+def check_out(options: Options) -> None:
+    """Refuse places that cannot be written, or hold what would be lost."""
+    out = Path(options.out)
+    if out.exists() and not out.is_file() or not out.name:
+        raise ConfigError(f"setting 'out' is {options.out!r}, which is no file; name a file")
+    if out.exists() and (not options.force or out.samefile(options.file)):
+        raise ConfigError(f"setting 'out' is {options.out!r}, which is there already; name another "
+                          "file, or replace edits by --force")  # fmt: skip
+    for path in filter(None, (out.parent, options.adapter, options.save)):
+        check_writable(path)
 
 
 @contextmanager
@@ -115,8 +150,7 @@ def main(options: Options, progress: Callable, crew: Processes | None = None) ->
     """
     facts = facts_from_table(options.file)
     settings = options.settings(len(facts))
-    for path in filter(None, (Path(options.out).parent, options.adapter, options.save)):
-        check_writable(path)
+    check_out(options)
     if options.sharding and options.adapter:
         raise ConfigError("settings 'sharding' and 'adapter' are both given; write the edits, and "
                           "the adapter from them in one process")  # fmt: skip
@@ -134,17 +168,27 @@ def main(options: Options, progress: Callable, crew: Processes | None = None) ->
         with Folder(options.work) if crew is None else Shared(options.work, crew) as folder:
             run_sequence(*given, folder, **more)
     new = _measured(model, tokenizer, facts)
-    rates = {"before": old["rates"], "after": new["rates"]}
-    about = {"model": settings.short, "method": options.method, "batch": settings.batch, **rates}
+    about = _about(options, settings, facts, old, new)
     edits = edits_since(before, model, facts, about)
     if crew is not None:
         crew.agree("the edited weights", edits.edited)
+    first = crew is None or not crew.rank
+    if first:  # before the model, which is large: a full disk shall not take the edits along
+        save_edits(options.out, edits)
     if options.save is not None:
         save_model(model, options.save)
-    if crew is not None and crew.rank:
+    if not first:
         return
     answers = {"answer before": old["answers"], "answer now": new["answers"]}
     _finish(options, model, tokenizer, edits, about, answers)
+
+
+def _about(options: Options, settings: Settings, facts: list[Fact], old: dict, new: dict) -> dict:
+    """Gather what is to be known of the edits; a fact is not taken where an answer is likelier."""
+    missed = [fact.id for fact, share in zip(facts, new["taken"], strict=True) if share < 1]
+    return {"model": settings.short, "method": options.method, "batch": settings.batch,
+            "dtype": options.dtype, "before": old["rates"], "after": new["rates"],
+            "not_taken": missed}  # fmt: skip
 
 
 def _loaded(options: Options, crew: Processes | None) -> tuple:
@@ -158,8 +202,7 @@ def _loaded(options: Options, crew: Processes | None) -> tuple:
 
 
 def _finish(options: Options, model, tokenizer, edits: EditSet, about: dict, answers: dict) -> None:
-    """Write the files and say what was done."""
-    save_edits(options.out, edits)
+    """Write the other files and say what was done."""
     record = {**about, "facts": len(edits.facts), "neurons": edits.neurons, "bytes": edits.bytes}
     if options.adapter is not None:
         record["adapter_error"] = save_adapter(options.adapter, model, edits)
@@ -171,9 +214,11 @@ def _finish(options: Options, model, tokenizer, edits: EditSet, about: dict, ans
 
 def _measured(model: nn.Module, tokenizer, facts: list[Fact]) -> dict:
     """Measure how often the target is the likeliest answer, and what answers some prompts get."""
-    rates = evaluate(model, tokenizer, facts).summary("top1")
+    scores = evaluate(model, tokenizer, facts)
+    rates = scores.summary("top1")
     prompts = [fact.text for fact in facts[:SHOWN]]
     return {"rates": {kind: rates[f"{kind}_top1"] for kind in KINDS},
+            "taken": scores.efficacy_top1.tolist(),
             "answers": answer(model, tokenizer, prompts, TOKENS)}  # fmt: skip
 
 
@@ -188,6 +233,12 @@ def _table(options: Options, facts: list[Fact], record: dict, answers: dict) -> 
     parts = [texts.to_string(index=False, justify="left"), "",
              "right answer the likeliest, in percent:", rates.dropna().astype(float)
              .to_string(**wide), "", f"{options.out}: {size}"]  # fmt: skip
+    if len(facts) > SHOWN:
+        parts.insert(1, f"(the first {SHOWN} of {len(facts)} facts)")
+    if missed := record["not_taken"]:
+        rows = ", ".join(map(str, missed[:SHOWN])) + ", ..." * (len(missed) > SHOWN)
+        parts.append(f"not the likeliest answer yet in {len(missed)} of {len(facts)} rows: {rows}; "
+                     'try --set "lr=1.4 steps=50", or other layers')  # fmt: skip
     if "adapter_error" in record:
         parts.append(f"{options.adapter}: adapter, relative error {record['adapter_error']:.1e}")
     if options.save is not None:
@@ -203,12 +254,33 @@ class Listing:
     """Files that `ece edit` wrote, as a.safetensors,b.safetensors."""
     model: str | None = None
     """Model to compare, which each of the files finds "unedited", "edited", or "neither"."""
+    toggle: bool = False
+    """Apply the edits to the model, or take them back from it, the files in the order given."""
+    save: str | None = None
+    """Folder for the model after `toggle`, as transformers reads it."""
 
 
 def listing(options: Listing) -> None:
-    """Print one line per file."""
-    model = load(options.model)[0] if options.model else None
-    rows = [_row(path, load_edits(path), model) for path in options.files]
+    """Print one line per file; with `toggle`, apply them or take them back, and save the model."""
+    if options.toggle and not (options.model and options.save):
+        raise ConfigError("setting 'toggle' needs 'model' and 'save': the model that the edits are "
+                          "for, and a folder for what it becomes")  # fmt: skip
+    sets = {path: load_edits(path) for path in options.files}
+    dtypes = {edits.about.get("dtype", "float32") for edits in sets.values()}
+    if options.model and len(dtypes) > 1:
+        raise ConfigError(f"these edits are of models in {' and '.join(sorted(dtypes))}; name "
+                          "files of one number format")  # fmt: skip
+    model = tokenizer = None
+    if options.model:
+        if options.toggle:
+            check_writable(options.save)
+        model, tokenizer = load(options.model, None, getattr(torch, *dtypes))
+    for edits in sets.values() if options.toggle else ():
+        toggle(model, edits)
+    if options.toggle:
+        save_model(model, options.save)
+        tokenizer.save_pretrained(options.save)
+    rows = [_row(path, edits, model) for path, edits in sets.items()]
     sys.stdout.write(pd.DataFrame(rows).to_string(index=False) + "\n")
 
 

@@ -76,13 +76,19 @@ def reader_of(kind) -> tuple[str, Callable[[str], Any]]:
     if origin is Annotated:
         return reader_of(parts[0])
     if origin is Literal:
-        return "|".join(parts), lambda text: parts[parts.index(text)]
+        return "|".join(parts), lambda text: _one_of(parts, text)
     if origin is None:
         return kind.__name__.upper(), kind
     word, read = reader_of(parts[0])
     if origin is tuple:
         return f"{word},{word},...", lambda text: tuple(map(read, filter(None, text.split(","))))
     return f"{word}|none", lambda text: None if text == "none" else read(text)
+
+
+def _one_of(known: tuple[str, ...], text: str) -> str:
+    if text not in known:
+        raise ValueError(f"'{text}' is not known; known: {', '.join(known)}")
+    return text
 
 
 def text_of(value: Any) -> str:

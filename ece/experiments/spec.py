@@ -39,9 +39,9 @@ class Settings:
     """What to run; `Settings(method="memit", facts=50, config={"lam": 100.0})`."""
 
     model: str = "atlas-gpt2"
-    """Embedded model, hub name, or folder whose last part is a known name."""
+    """Embedded model, hub name, folder or GGUF file; a preset is found by the last part of it."""
     method: str = "ece-rs"
-    """ECE with one of its scores, or a rival."""
+    """ECE with one of its scores (ece-as, ece-wi, ece-rs), or a rival (`ece.presets.METHODS`)."""
     dataset: str = "counterfact"
     """Schema of the records: counterfact, zsre, qaedit or wikibigedit."""
     facts: Count = 200
@@ -51,8 +51,9 @@ class Settings:
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides which facts and their order, the contexts and the clustering."""
     data: str | None = None
-    """JSON file of records, "public" (the published file, downloaded once), or "world" (facts of
-    the real world, from packages); without it those of the embedded world, which is invented."""
+    """JSON file of records, CSV table of facts, "public" (the published file, downloaded once), or
+    "world" (facts of the real world, from packages); without it those of the embedded world, which
+    is invented."""
     sha256: str | None = None
     """SHA-256 that the file of records must have."""
     part: Literal["all", "tune", "test"] = "all"
@@ -115,6 +116,8 @@ class Settings:
         for name, known in {"method": presets.METHODS, "dataset": MEASURE}.items():
             if getattr(self, name) not in known:
                 _fail(name, getattr(self, name), f"known: {', '.join(known)}")
+        if self.preset is not None:
+            presets.check(self.preset)
         for name, needed, remedy in (
             ("references", "text_tokens", "set the length of the free texts, e.g. 100"),
             ("text_facts", "text_tokens", "set the length of the free texts, e.g. 100"),

@@ -53,7 +53,7 @@ def load(
             source, dtype=dtype or torch.float32, use_safetensors=True, trust_remote_code=False,
             output_loading_info=True, **where,
         )  # fmt: skip
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = _tokenizer(source, name)
     except ModelError:
         raise
     except Exception as error:  # transformers, the hub and safetensors raise many kinds
@@ -69,6 +69,14 @@ def load(
         model = model.to(device)
     check(model.eval().requires_grad_(False))
     return model if sharding is None else spread(model, sharding), tokenizer
+
+
+def _tokenizer(source, name):
+    """Load a tokenizer; transformers makes an empty one where there are no files of it."""
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if len(tokenizer) < 2:
+        raise ModelError(f"model '{name}' has no tokenizer; put its tokenizer files there")
+    return tokenizer
 
 
 def configuration(name: str):

@@ -97,6 +97,13 @@ def known(model_name: str) -> bool:
     return model_name.endswith(".toml") or _short(model_name) in models()
 
 
+def check(path: str) -> None:
+    """Raise `ConfigError` unless `path` can be a preset file."""
+    if not path.endswith(".toml"):
+        raise ConfigError(f"setting 'preset' is {path!r}; name a file that ends in .toml, as "
+                          "`ece tune` writes it")  # fmt: skip
+
+
 def _short(model_name: str) -> str:
     return model_name.rstrip("/").split("/")[-1].lower()
 
@@ -108,9 +115,28 @@ def _model(model_name: str, depth: int | None, batch: int = 100) -> dict:
         last = {"layers": config["layers"][-1:]}
         return {"config": config, "methods": dict.fromkeys(("rome", "ft-l", "ft-w", "ft-m"), last)}
     if model_name.endswith(".toml"):
-        return _parsed(Path(model_name))
+        return _checked(Path(model_name))
     _known("model", _short(model_name), models())
     return _read(_short(model_name))
+
+
+def _checked(path: Path) -> dict:
+    """Read a preset file of somebody's own, and refuse what nobody would read in it."""
+    found, both = _parsed(path), ("config", "methods")
+    methods = found.get("methods", {})
+    tables = [("the file", found, both), ("[config]", found.get("config", {}), _names(Config)),
+              ("[methods]", methods, METHODS)]  # fmt: skip
+    for method in set(methods) & set(METHODS):
+        kind = BASELINES[method].numbers if method in BASELINES else STRATEGIES[method]
+        known = _names(kind) | (_names(Config) if method in STRATEGIES else set())
+        tables.append((f"method {method}", methods[method], known))
+    for where, table, known in tables:
+        if strange := sorted(set(table) - set(known)):
+            raise ConfigError(f"{path}, {where}: '{strange[0]}' is not known; known: "
+                              f"{', '.join(sorted(known))}")  # fmt: skip
+    if "config" not in found:
+        raise ConfigError(f"{path} has no table [config]; add one with layers and lam")
+    return found
 
 
 def _read(name: str) -> dict:
