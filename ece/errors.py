@@ -1,7 +1,7 @@
 """The package's errors and its check of settings.
 
 An error is one sentence that names the input, the reason and the remedy. All are raised before any
-weight changes, or after every changed weight was put back.
+weight changes, or after every changed weight was put back; of a sequence, the batches before stay.
 """
 
 from functools import wraps
