@@ -65,11 +65,9 @@ def validate(facts: list[Fact], tokenizer, model, templates: tuple[str, ...] = (
 
     `templates` are the contexts under which the prompts will be seen; they count for the length.
     """
-    if not isinstance(facts, list) or not all(isinstance(fact, Fact) for fact in facts):
-        strange = (
-            facts if not isinstance(facts, list) else [f for f in facts if type(f) is not Fact][0]
-        )
-        raise FactError(-1, "facts", f"{type(strange).__name__} given", "give a list of ece.Fact")
+    others = [f for f in facts if not isinstance(f, Fact)] if isinstance(facts, list) else [facts]
+    if others:
+        raise FactError(-1, "facts", f"{type(others[0]).__name__} given", "give a list of ece.Fact")
     if not facts:
         raise FactError(-1, "facts", "the batch is empty", "give at least one fact")
     seen, most = {}, room(model)

@@ -544,8 +544,8 @@ plt.show()
 # - A batch has one set per layer, from scores normalised per fact. It grows with
 #   the batch.
 # - Where an edit will land can be stated, drawn and partly read before it is made.
-#   Whether choosing neurons makes edits *better* is another question: it adds half a
-#   point or so, within the noise ({doc}`14_parts`).
+#   Whether choosing neurons makes edits *better* is another question: with all of them
+#   the score is higher ({doc}`13_threshold`).
 #
 # The last cell asserts what the page has claimed.
 

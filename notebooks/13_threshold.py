@@ -16,16 +16,17 @@
 #
 # ECE changes only the neurons that carry a share $p$ of the total score (Eq 8). The
 # paper sets $p = 0.8$ and varies it in Fig 7; the settings published with it say $p = 1$
-# for two of the three scores on two of the three models, which switches the choice
+# for two of the three scorers on two of the three models, which switches the choice
 # off. **What does the threshold do, and is less more?**
 #
 # **What was found**
 #
-# - Less is hardly more. On `atlas-gptj` the best $p$ is 1 with all three scores: all neurons, no
-#   choice. On the other two models a $p$ of 0.90 or 0.99 is ahead of that by 0.3 to 0.7 points, at
-#   the one seed that was run.
-# - The paper's 0.8 can cost much: on `atlas-gptj` it takes the score from 96 to 61 with RS, to
-#   66 with WI and to 88 with AS. On `atlas-llama` it costs no more than a point or two.
+# - Less is not more. The best $p$ is 1, all neurons and no choice, with all three scorers on all three
+#   models. The best $p$ below 1 is behind by 0.1 to 2.4 points (one seed).
+# - The paper's 0.8 can cost much: on `atlas-gptj` it takes the score from 96 to 61 with RS, from 97
+#   to 66 with WI and to 88 with AS. On `atlas-gpt2` it costs 3 to 8 points, on `atlas-llama` 1 to 2.
+# - On SmolLM2-135M, a real model, `ece-rs` has a score of 79.8 with all neurons after 500 edits, and
+#   of 77.3 with the paper's share (one seed). Efficacy and specificity are higher, too.
 # - $p$ is a share of the score, not of the neurons. At $p = 0.8$ RS writes to 9 to 30 % of
 #   the neurons, AS to 18 to 45 %, WI to 29 to 49 %.
 
@@ -144,19 +145,19 @@ on_real = on_real.sort_values("p").set_index("p")
 tables.table(on_real[RATES], "SmolLM2-135M after 500 edits, one seed, %")
 
 # %% [markdown]
-# Which $p$ is best for each score, and what does it gain over $p = 1$? With 200 facts
-# a rate has a half width of one to three points, and the best of several is a little
-# lucky, so only gains well above that mean something.
+# All neurons against the best choice of them, on the embedded models. With 200 facts a rate has a
+# half width of one to three points, and the best of several is a little lucky.
 
 # %% tags=["hide-input"]
 score = rates.pivot_table("score", sides[:2], "p", sort=False)
+less = score.drop(columns=1.0)
 best = pd.DataFrame({
-    "best p": score.idxmax(axis=1).map("{:.2f}".format),
-    "score": score.max(axis=1),
-    "gain over p = 1": (score.max(axis=1) - score[1.0]).map(
-        "{:+.1f}".format),
+    "p = 1": score[1.0],
+    "best p below 1": less.idxmax(axis=1).map("{:.2f}".format),
+    "its score": less.max(axis=1),
+    "p = 0.8": score[0.8],
 })
-tables.table(best, "The best p for each score, %")
+tables.table(best, "Scores with all neurons and with a choice, %")
 
 # %% [markdown]
 # ## What a part of the neurons cannot reach
@@ -212,13 +213,12 @@ print(tables.origin(mine, unrun))
 # The last cells assert what this page has claimed.
 
 # %%
-assert (best["best p"] == "1.00").groupby("model").sum().to_list() == [
-    0, 3, 0]
-gains = best.drop("atlas-gptj")["gain over p = 1"].astype(float)
-assert (gains.min(), gains.max()) == (0.3, 0.7)
-assert set(best.drop("atlas-gptj")["best p"]) == {"0.90", "0.99"}
-assert round(score[1.0].loc["atlas-gptj"].max()) == 96
-cost = (score[0.8] - score[1.0]).unstack("model")
+behind = (score[1.0] - less.max(axis=1)).round(1)
+assert (behind.min(), behind.max()) == (0.1, 2.4)
+assert score[1.0].loc["atlas-gptj"].round().tolist() == [96, 97, 97]
+cost = (score[1.0] - score[0.8]).unstack("model").round()
+assert cost.agg(["min", "max"])["atlas-gpt2"].tolist() == [3, 8]
+assert cost.agg(["min", "max"])["atlas-llama"].tolist() == [1, 2]
 at = shown.round().xs(0.8, level="p").unstack("model")
 assert at.score["atlas-gptj"].to_dict() == {
     "ece-rs": 61, "ece-as": 88, "ece-wi": 66}
@@ -226,7 +226,8 @@ at = at.kept.agg(["min", "max"], axis=1).T
 assert at["ece-rs"].tolist() == [9, 30]
 assert at["ece-as"].tolist() == [18, 45]
 assert at["ece-wi"].tolist() == [29, 49]
-assert cost["atlas-llama"].min() > -2
+assert on_real.score[[0.8, 1.0]].round(1).tolist() == [77.3, 79.8]
+assert (on_real.loc[1.0, RATES] > on_real.loc[0.8, RATES]).all()
 assert (found.runs.facts == 200).all() and (found.runs.batch == 25).all()
 
 # %%
