@@ -142,7 +142,8 @@ mine = real.runs.query("method == 'ece-rs' and seed == 0")
 on_real = tables.wide(
     real.of(mine.run).cells().query("when == 'after'"), "p")
 on_real = on_real.sort_values("p").set_index("p")
-tables.table(on_real[RATES], "SmolLM2-135M after 500 edits, one seed, %")
+tables.table(on_real[RATES].rename("p = {:.1f}".format),
+             "SmolLM2-135M, ece-rs after 500 edits, one seed, %")
 
 # %% [markdown]
 # All neurons against the best choice of them, on the embedded models. With 200 facts a rate has a
