@@ -545,7 +545,7 @@ plt.show()
 #   the batch.
 # - Where an edit will land can be stated, drawn and partly read before it is made.
 #   Whether choosing neurons makes edits *better* is another question: with all of them
-#   the score is higher ({doc}`13_threshold`).
+#   the score on CounterFact is higher ({doc}`13_threshold`).
 #
 # The last cell asserts what the page has claimed.
 
