@@ -145,6 +145,7 @@ def probabilities():
     return np.exp(-nll).reshape(len(prompts), -1)
 
 
+# %%
 after = probabilities()
 ece.undo(model, edited)
 before = probabilities()
@@ -218,6 +219,7 @@ def changed():
     return [not torch.equal(old, now) for old, now in pairs]
 
 
+# %%
 written = changed()
 ece.undo(model, edited)
 exact = not any(changed())
@@ -250,6 +252,8 @@ assert exact, "undo must restore every weight bit for bit"
 assert sum(written) == len(config.layers), "one tensor per edit layer"
 assert after[0, 0] > before[0, 0], "the new answer gained"
 assert np.array_equal(probabilities(), before), "the old answers return"
+
+# %%
 if MODEL == "smollm2-135m" and not DATA:
     found = [rates.efficacy, rates.generalization, rates.specificity]
     assert np.all(found == np.ones((3, 1))) and len(config.layers) == 5

@@ -244,6 +244,7 @@ wanted = {
 norm = getattr(model.base_model, structure(model).norm)
 
 
+# %%
 def gathered(layer):
     states = states_at(model, name_rows, layer)[range(len(people)), ends]
     logits = model.get_output_embeddings()(norm(states))
@@ -295,6 +296,8 @@ for fact in (f for f, k in zip(sample, known, strict=True) if k):
         pairs.append((waiting.pop(fact.relation), fact))
     elif other is None:
         waiting[fact.relation] = fact
+
+# %%
 # Control: a third fact's state, the second's answer still wanted.
 thirds = [b for _, b in pairs[1:] + pairs[:1]]
 control = [

@@ -313,6 +313,8 @@ toy_C0 = toy.double().T @ toy.double() / len(toy)
 toy_K = torch.randn(3, 6, generator=draw).double()
 toy_R = torch.randn(4, 3, generator=draw).double()
 system = 2.0 * toy_C0 + toy_K.T @ toy_K
+
+# %%
 by_hand = toy_R @ toy_K @ torch.linalg.inv(system)
 known = Knowledge(toy_C0, toy_C0.diagonal() > 0)  # all six neurons
 torch.testing.assert_close(
@@ -342,6 +344,7 @@ def update(lam, ridge=config.ridge):
         return solve(R, K1, Knowledge(C0, everyone), lam, ridge)
 
 
+# %%
 delta, jitter = update(config.lam)
 old = config.lam * C0.to(K1)
 one = torch.eye(len(old)).to(K1)
@@ -421,6 +424,7 @@ def effects(lam):
     return [100 * float(length / size) for length in (missed, moved, text)]
 
 
+# %%
 lams = torch.logspace(-2, 6, 17).tolist()
 curves = torch.tensor([effects(lam) for lam in lams]).T
 names = ["new facts: missed", "other facts: moved", "any text: moved"]
@@ -575,6 +579,8 @@ assert delta.norm() <= 1.01 * plain.norm(), "a ridge shortens the update"
 if MODEL == "atlas-gpt2" and not DATA:
     longest = plain.norm(dim=0).max() / W.norm(dim=0).max()
     assert longest > 1e4, "columns of nearly silent neurons"
+
+# %%
 # In percent; the jitter may differ from one lambda to the next.
 assert (curves[0].diff() > -2).all(), "the fit falls as lambda grows"
 assert (curves[2].diff() < 2).all(), "the disturbance of text falls too"

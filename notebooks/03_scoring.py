@@ -69,6 +69,7 @@ reader = engine.reader(
 )
 
 
+# %%
 def keys(layer):
     return mix(reader.read(layer, layer)[0])
 
@@ -114,6 +115,8 @@ by_hand = {
     "weight": W.double().abs().sum(0),
     "residual": (W.double() * k).norm(dim=0),  # |k_j W_j| per neuron
 }
+
+# %%
 Q = {name: scores(name, K, W) for name in by_hand}
 for name, expected in by_hand.items():
     torch.testing.assert_close(
@@ -176,6 +179,7 @@ def by_hand_set(score, p):
     return sorted(chosen)
 
 
+# %%
 p = config.p
 for name, Q_one in Q.items():
     found = select(Q_one[0], p).nonzero()[:, 0].tolist()
@@ -221,6 +225,8 @@ from ece.scoring import fact_sets
 shares = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0]
 out = K @ W.T
 size, error = {}, {}
+
+# %%
 for name, Q_all in Q.items():
     sets = [fact_sets(Q_all, share) for share in shares]
     size[name] = [s.sum(1).float().mean().item() for s in sets]
@@ -334,6 +340,7 @@ def by_chance(one, two):
     return (a * b / (a + b - a * b)).mean().item()
 
 
+# %%
 pairs = [("activation", "residual"), ("activation", "weight"),
          ("residual", "weight")]
 measured = [overlap(*pair) for pair in pairs]
@@ -378,6 +385,7 @@ Q_rs = Q["residual"]
 expected = select((Q_rs / Q_rs.sum(1, keepdim=True)).sum(0), p)
 assert torch.equal(batch_set(Q_rs, p), expected), "normalise per fact"
 
+# %%
 counts = [n for n in (1, 2, 5, 10, 20, 50, 100) if n <= len(K)]
 grown = {
     name: [int(batch_set(Q_all[:n], p).sum()) for n in counts]
@@ -483,6 +491,8 @@ from ece.facts import decode
 print(f"{facts[0].text} ...  {facts[0].true}\n")
 unembed = model.get_output_embeddings().weight
 strongest = Q["residual"][0].argsort(descending=True, stable=True)[:4]
+
+# %%
 for j in strongest.tolist():
     raised = unembed @ (W[:, j] * K[0, j].sign()).to(unembed)
     top = raised.topk(4).indices.tolist()
@@ -512,6 +522,8 @@ first = ece.sites(model, config.layers)[0]
 predicted = batch_set(
     scores("residual", keys(first.layer)[:20], first.weight), p
 )
+
+# %%
 done, report = ece.edit_batch(
     model, tokenizer, batch, stats, state, config
 )
@@ -559,6 +571,8 @@ for name in ("activation", "residual"):
     needed[name] = counts.median().item()
 assert all(abs(count - 215) <= 3 for count in needed.values()), needed
 assert at_p["residual"] < 0.7 * at_p["weight"], "RS needs fewer neurons"
+
+# %%
 assert at_p["activation"] < 0.7 * at_p["weight"], "and so does AS"
 for name, sizes in size.items():
     assert sizes == sorted(sizes), f"{name}: sets grow with p"

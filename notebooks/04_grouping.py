@@ -71,6 +71,7 @@ layer = config.layers[-1]
 W = ece.sites(model, (layer,))[0].weight
 
 
+# %%
 def keys_of(facts):
     reader = engine.reader(
         model, tokenizer, facts, state.contexts, config.max_tokens
@@ -220,6 +221,7 @@ def cheapest(distance, k=3):
     return min(float(distance[:, c].min(1).values.sum()) for c in choices)
 
 
+# %%
 planted = torch.eye(3).repeat_interleave(20, 1).repeat_interleave(3, 0)
 planted = (planted * (torch.rand(9, 60, generator=draw) < 0.8)).bool()
 found = k_medoids(jaccard(planted), 3)
@@ -284,6 +286,7 @@ def silhouettes(distance, labels):
     return silhouette_samples(distance, labels, metric="precomputed")
 
 
+# %%
 inside = distance[labels[:, None] == labels[None]]
 outside = distance[labels[:, None] != labels[None]]
 width = silhouettes(distance, labels)
@@ -307,6 +310,8 @@ from ece.facts import decode, locate
 
 kind_of = atlas.build().kind_of
 placed = [locate(tokenizer, f.prompt, f.subject) for f in facts]
+
+# %%
 features = {
     "kind of subject": [kind_of.get(f.subject, "?") for f in facts],
     "relation": [f.relation for f in facts],
@@ -440,6 +445,8 @@ for c, anchor in enumerate(anchors):
     members = (labels == c).nonzero()[:, 0]
     sums = distance[members][:, members].sum(1)
     assert sums.min() == sums[members == anchor], "Eq 10"
+
+# %%
 assert least <= nine + 1e-9, "nothing is cheaper than the cheapest"
 assert torch.equal(labels[anchors], torch.arange(len(anchors)))
 assert all(a > b for a, b in zip(cost["facts"], cost["facts"][1:]))

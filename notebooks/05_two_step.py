@@ -97,6 +97,7 @@ site = ece.sites(model, (layer,))[0]
 answer = target_ids(tokenizer, one.target)
 
 
+# %%
 def log_p(text, prompt, delta, extra=()):
     """Log-probabilities after every token, with delta at the subject."""
     at = torch.tensor([locate(tokenizer, prompt, one.subject)[1]])
@@ -112,6 +113,7 @@ zero = torch.zeros(model.config.hidden_size, device=model.device)
 usual = log_p(f"{one.subject} is a", "{} is a", zero)[-1].detach()
 
 
+# %%
 def loss_of(delta, norm):
     found = log_p(one.text, one.prompt, delta, answer[:-1])
     nll = -found[-len(answer):].gather(
@@ -138,6 +140,8 @@ fast = descend(alone, bare, 5)
 norm = alone.hidden.norm()
 delta = zero.clone().requires_grad_()
 adam = torch.optim.Adam([delta], lr=config.lr)
+
+# %%
 for _ in range(5):
     adam.zero_grad()
     loss_of(delta, norm).backward()
@@ -204,6 +208,7 @@ first = descend(problem.take(groups.medoids), config, common)
 U = first.delta[groups.labels]
 second = descend(problem, config, config.own_steps, start=U)
 
+# %%
 anchored = two_step(problem, site.weight, config)
 torch.testing.assert_close(
     second.delta, anchored.delta,
@@ -271,6 +276,8 @@ answers = {
     "own new": [f.target for f in facts],
     "anchor's": of_anchor,
 }
+
+# %%
 chance = {
     name: [float(probability(a, t)[apart].mean()) for t in stages.values()]
     for name, a in answers.items()
@@ -356,6 +363,8 @@ recipes = {
     "equal": dict(shared="zero", own_steps=config.own_steps + extra),
     "stop": dict(clusters=None, stop=0.05),
 }
+
+# %%
 settings = {n: replace(config, **own) for n, own in recipes.items()}
 values = {
     name: ece.compute_values(model, tokenizer, facts, state, setting)
@@ -473,6 +482,7 @@ def against(name, other):
     return f"{name} - {other}: {gap.mean():+.1f} +- {half:.1f}, {word}"
 
 
+# %%
 print(against("anchor", "equal"))
 print(against("anchor", "plain"))
 print(against("stop", "plain"))
@@ -545,6 +555,8 @@ assert abs(by_anchor - 8.5) < 0.05, "the loss at the anchor's U"
 assert abs(float(second.nll[apart].mean()) - 9.2) < 0.05, "and at zero"
 assert chance["own new"][2] > chance["own new"][0], "own steps: own answer"
 assert abs(with_own.mean() - with_other.mean()) < 0.3
+
+# %%
 if MODEL == "atlas-gpt2" and not DATA:
     ends = {name: v.losses[-1].mean() for name, v in values.items()}
     assert ends["equal"] < ends["anchor"], "U brings no lower loss"

@@ -74,6 +74,7 @@ layer = config.layers[-1]
 values = ece.compute_values(model, tokenizer, now, state, config)
 
 
+# %%
 def read(facts):
     """Keys [edit, ff] and states [edit, model] at the last layer."""
     reader = engine.reader(
@@ -83,6 +84,7 @@ def read(facts):
     return mix(keys), states
 
 
+# %%
 def pieces(facts, values):
     """Keys [edit, ff] and residuals [model, edit] at the last layer."""
     keys, states = read(facts)
@@ -151,6 +153,7 @@ def solved(mask, R=R, K=K, history=None):
     return solve(R, K, Knowledge(C0, mask, history), config.lam).delta
 
 
+# %%
 Delta = solved(mask)
 gap = (by_hand(mask) - Delta).norm() / Delta.norm()
 torch.testing.assert_close(
@@ -207,6 +210,8 @@ for _ in range(200):
     with torch.no_grad():
         step -= 0.003 * slope * toy_mask
         gaps.append(float((step - closed).norm() / closed.norm()))
+
+# %%
 torch.testing.assert_close(
     step.detach(), closed,
     msg="lambda times the mean over tokens must be the sum over tokens",
@@ -233,6 +238,7 @@ def objective(delta):
     return new + old
 
 
+# %%
 def slope_at(delta):
     leaf = delta.clone().requires_grad_()
     return torch.autograd.grad(objective(leaf), leaf)[0].norm(dim=0)
@@ -346,6 +352,8 @@ ways = {"without history": solved(mask_2, R2, K2),
         "with history": solved(mask_2, R2, K2, H)}
 parts = {"first batch, disturbed": (K, 0 * R),
          "own batch, missed": (K2, R2)}
+
+# %%
 lengths = {
     way: [float((delta @ key.T - want).norm() / R2.norm())
           for key, want in parts.values()]
@@ -388,6 +396,7 @@ edited, report = ece.edit_batch(
 batch = edited.batches[-1]
 
 
+# %%
 def left():
     """Mean distance to z, as a share of the distance before."""
     _, states = read(now)
@@ -395,6 +404,7 @@ def left():
     return float(((values.z - states).norm(dim=1) / far).mean())
 
 
+# %%
 remaining = [left()]
 for at in reversed(config.layers):
     restore(model, {at: batch.masks[at]}, {at: batch.before[at]})
@@ -439,6 +449,8 @@ assert at_minimum[mask].norm() < 1e-4 * at_zero[mask].norm(), "minimum"
 assert at_minimum[~mask].norm() > at_minimum[mask].norm()
 falling = zip(total, total[1:])
 assert all(a >= b - 1e-9 for a, b in falling), "more columns, lower"
+
+# %%
 assert error < 1e-3, "all columns: MEMIT"
 assert cost[1] >= cost[0] - 1e-9, "the residual needs all of W"
 first = [row[0] for row in lengths.values()]

@@ -34,6 +34,7 @@
 import os
 import tempfile
 from dataclasses import fields, replace
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -106,6 +107,7 @@ plots.style()
 from ece.baselines.ece_plus import ends_of_names
 
 
+# %%
 def fresh(name=MODEL):
     """An unedited model, its tokenizer, and second moments by method."""
     model, tokenizer = ece.load(name, DEVICE)
@@ -119,6 +121,7 @@ def fresh(name=MODEL):
     return model, tokenizer, moments
 
 
+# %%
 loaded = fresh()
 model, tokenizer, moments = loaded
 
@@ -160,6 +163,7 @@ def setting(method, name=MODEL):
     return replace(config, clusters=clusters) if grouped else config
 
 
+# %%
 ways = pd.DataFrame({
     method: {own.name: str(getattr(source, own.name))
              for source in (setting(method), strategy(MODEL, method))
@@ -185,21 +189,17 @@ torch.testing.assert_close(
 )
 
 
+# %%
 def sequence(method, model, tokenizer, moments, name=MODEL, some=facts):
     """Edit in batches; scores at write, after, and the reports."""
     config, written = setting(method, name), []
-    state = ece.new_state(
-        model, tokenizer, config, strategy(name, method), undo=8
-    )
-
-    def on_batch(state, report, part):
-        written.append(evaluate(model, tokenizer, part))
-
+    measure = partial(evaluate, model, tokenizer)
+    new = ece.new_state(
+        model, tokenizer, config, strategy(name, method), undo=8)
     state, reports = ece.edit_sequence(
-        model, tokenizer, some, moments[method], config, batch,
-        state=state, on_batch=on_batch,
-    )
-    after = evaluate(model, tokenizer, some)
+        model, tokenizer, some, moments[method], config, batch, state=new,
+        on_batch=lambda state, report, part: written.append(measure(part)))
+    after = measure(some)
     ece.undo(model, state, len(reports))
     return written, after, reports
 
@@ -289,6 +289,7 @@ def gap(one, other):
     return f"{one} - {other}: {d.mean():+.1f} +- {half:.1f}, {word}"
 
 
+# %%
 pairs = [("memit-history", "memit"), ("ece-plus", "memit-history"),
          ("ece-plus", "ece-rs"), ("ece-rs", "memit")]
 verdicts = [gap(*pair) for pair in pairs]
@@ -407,6 +408,7 @@ def cut(state, report, part):
         raise Killed
 
 
+# %%
 short = facts[:12], moments["ece-plus"], quick, 4
 
 
@@ -427,6 +429,7 @@ original = weights(model)
 straight, _ = ece.edit_sequence(model, tokenizer, *short, plus)
 wanted = weights(model)
 
+# %%
 with tempfile.TemporaryDirectory() as path:
     broken, _ = ece.load(MODEL, DEVICE)
     try:
@@ -483,6 +486,8 @@ assert share["memit"] == 100, "memit: all columns"
 assert max(share[["ece-as", "ece-wi", "ece-rs"]]) < 100, "ece: some"
 edits = ended.efficacy.unstack()
 assert edits.drop(columns="memit").min(axis=None) > 95
+
+# %%
 assert edits.memit.min() < 90, "MEMIT loses edits"
 ahead = ours - score.memit
 assert ahead.round(1).tolist() == [2.4, 5.6, 0.2], "of MEMIT"

@@ -88,6 +88,7 @@ few = Bench(MODEL, model, tokenizer, facts, stats, random=True)
 ways = {stage.name: stage for stage in STAGES}
 
 
+# %%
 def gflops(name, **settings):
     """Operations of one stage on the facts above, in 10^9."""
     stage = ways[name]
@@ -125,13 +126,14 @@ plt.show()
 # both ways:
 
 # %%
-
 from ece.bench import reference
 
 config = presets.configure(MODEL, "memit", stop=None, steps=5)
 strategy = presets.strategy(MODEL, "memit")
 state = ece.new_state(model, tokenizer, config, strategy)
 fast = ece.compute_values(model, tokenizer, facts[:1], state, config)
+
+# %%
 slow, losses = reference.descend(
     model, tokenizer, facts[0], state.contexts, config
 )
@@ -278,6 +280,8 @@ WAYS = {
     "own": "five own steps",
 }
 total = stages.pivot(index="model", columns="stage", values="total")
+
+# %%
 factor = pd.DataFrame({"engine": total["naive"] / total["memit"]})
 for stage, what in WAYS.items():
     factor[what] = total["memit"] / total[stage]
@@ -311,6 +315,8 @@ PAIRS = {
 paper = pd.read_csv("../results/paper.csv")
 paper = paper[paper.table == "table2"]
 paper = paper.pivot(index="model", columns="method", values="value")
+
+# %%
 beside = pd.DataFrame(
     {
         "paper": paper["memit"] / paper["ece-rs"],

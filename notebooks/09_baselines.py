@@ -82,6 +82,7 @@ PROMPTS = {
 }
 
 
+# %%
 def measured(model):
     """Probability (per token) of the wanted answer to each prompt."""
     nll = score_answers(model, tokenizer, list(PROMPTS.values())).nll
@@ -102,6 +103,7 @@ def moved():
     return (change / whole) ** 0.5
 
 
+# %%
 def put_back():
     for name, value in model.named_parameters():
         value.data.copy_(start[name])
@@ -128,6 +130,7 @@ from ece.baselines import BASELINES, Task
 from ece.baselines.sequence import Done, edit_one
 
 
+# %%
 def by_baseline(name, trained=None, **settings):
     """Edit the fact by a baseline, measure, put the weights back."""
     numbers = presets.numbers(MODEL, name, **settings)
@@ -140,6 +143,7 @@ def by_baseline(name, trained=None, **settings):
     return numbers
 
 
+# %%
 for name in ("ft-l", "ft-w", "ft-m"):
     numbers = by_baseline(name)
     print(f"{name}: goal={numbers.goal} ball={numbers.ball} "
@@ -261,6 +265,7 @@ texts = atlas.corpus(400)
 stats = ece.second_moment(model, tokenizer, texts, tuple(sorted(layers)))
 
 
+# %%
 def by_editor(name, stats=stats, **settings):
     """Edit the fact by a strategy, measure, undo."""
     config = presets.configure(MODEL, name, **settings)
@@ -268,14 +273,14 @@ def by_editor(name, stats=stats, **settings):
     unedited = strategy.remember(model, config)
     state = ece.new_state(model, tokenizer, config, strategy)
     state, report = ece.edit_batch(
-        model, tokenizer, [fact], stats, state, config
-    )
+        model, tokenizer, [fact], stats, state, config)
     with strategy.view(model, unedited) as used:
         after[name] = [*measured(used), moved()]
     ece.undo(model, state)
     return config, report
 
 
+# %%
 rome, report = by_editor("rome")
 print("layer", rome.layers, "norm of the update",
       f"{report.norms[rome.layers[0]]:.2f}")
@@ -293,6 +298,8 @@ strategy = presets.strategy(MODEL, "rome")
 state = ece.new_state(model, tokenizer, rome, strategy)
 reader = engine.reader(model, tokenizer, [fact], state.contexts, 4096)
 key = mix(reader.read(layer, layer)[0])[0].double()
+
+# %%
 old = site.weight.clone()
 values = ece.compute_values(model, tokenizer, [fact], state, rome)
 state, _ = ece.edit_batch(
@@ -375,6 +382,8 @@ ends = ece.second_moment(
     model, tokenizer, texts, tuple(sorted(layers)), select=ends_of_names
 )
 plus = presets.strategy(MODEL, "ece-plus")
+
+# %%
 by_editor("ece-rs", clusters=1)
 by_editor("ece-plus", ece.blend(stats, ends, plus.names))
 print(" " * 10, "prompt  para.  neigh.   moved")
@@ -408,7 +417,7 @@ plt.show()
 # and MEMIT, which finds better layers for each on `atlas-gptj`, and a threshold for SERAC.
 # MEND and SERAC were trained on the facts of the world that a run does not edit, for each
 # model and data set, and in other wordings than the paraphrases of the tables
-# (`seen=False`); {doc}`10_table1` shows what SERAC gains by those.
+# (`seen=False`); {doc}`10b_behind_table1` shows what SERAC gains by those.
 #
 # ## Summary
 #
@@ -425,6 +434,8 @@ for name in ("serac", "retrieval"):
 assert share < 1e-4, "ROME meets its constraint"
 for name in ("rome", "memit", "ft-m"):
     assert after[name][0] > before[0], name
+
+# %%
 if MODEL == "atlas-gpt2" and not DATA:
     for name in ("rome", "memit", "alphaedit", "blue", "rect", "prune"):
         assert after[name][0] > 0.9 and after[name][2] > before[2] - 0.05

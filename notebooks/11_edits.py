@@ -158,7 +158,7 @@ curves("specificity")
 
 # %% [markdown]
 # After many edits a neighbour has often been edited itself, and then rightly has a new
-# answer ({doc}`10_table1` counts how often). The same without such neighbours:
+# answer ({doc}`10b_behind_table1` counts how often). The same without such neighbours:
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Specificity over the neighbours that were not edited themselves.", "name": "fig-edits-unedited"}, "image": {"alt": "Line charts of specificity without edited neighbours. The lines are higher than in the figure before, their order is the same."}}
 curves("specificity_unedited")
@@ -269,6 +269,8 @@ assert whole.loc[held, 600].min(axis=None) == 89
 bend = scores[600] - scores[800]
 steady = ["ece-plus", "rome"]
 assert bend.loc[steady].max(axis=None) < 5
+
+# %%
 assert bend.drop(steady).min(axis=None) > 10
 assert whole.loc["ece-wi", 1200].tolist() == [59, 54]
 assert whole.loc["ece-rs", 1200].tolist() == [59, 47]

@@ -74,6 +74,7 @@ wanted = torch.randn(24, 8, dtype=torch.double)
 C0, every = torch.eye(40).double(), torch.ones(40, dtype=torch.bool)
 
 
+# %%
 def in_batches(size, remember):
     """The sum of updates after all batches."""
     total = torch.zeros(8, 40, dtype=torch.double)
@@ -157,6 +158,8 @@ live = {
     ))
     for size in (2, 8)
 }
+
+# %%
 for size, result in live.items():
     print(f"batches of {size}:", *(
         f"{name[:4]} {result['after'][name]:.0f}" for name in RATES[:3]))

@@ -74,6 +74,8 @@ from ece.scoring import batch_set, scores
 
 facts = (load_facts("counterfact", 25, path=DATA) if DATA
          else atlas.facts("counterfact", 25))
+
+# %%
 model, tokenizer = ece.load(MODEL, DEVICE)
 layer = presets.configure(MODEL, "ece-rs").layers[-1]
 W = ece.sites(model, (layer,))[0].weight
@@ -178,6 +180,7 @@ torch.manual_seed(0)
 R = torch.randn(W.shape[0], 25, dtype=torch.double)
 
 
+# %%
 def length(p):
     """(norm of the update, share of R reached) with RS at p."""
     mask = batch_set(scores("residual", K, W), p)
@@ -221,6 +224,8 @@ cost = (score[1.0] - score[0.8]).unstack("model").round()
 assert cost.agg(["min", "max"])["atlas-gpt2"].tolist() == [3, 8]
 assert cost.agg(["min", "max"])["atlas-llama"].tolist() == [1, 2]
 at = shown.round().xs(0.8, level="p").unstack("model")
+
+# %%
 assert at.score["atlas-gptj"].to_dict() == {
     "ece-rs": 61, "ece-as": 88, "ece-wi": 66}
 at = at.kept.agg(["min", "max"], axis=1).T

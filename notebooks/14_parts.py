@@ -68,6 +68,8 @@ CHANGES = {
     "adaptive": {2: "2 chosen layers", 3: "3 chosen layers"},
 }
 parts = pd.Series(BASE, found.runs.index)
+
+# %%
 for setting, names in CHANGES.items():
     parts = found.runs[setting].map(names).fillna(parts)
 runs = found.runs.assign(part=parts)[["run", "part"]]
@@ -151,6 +153,8 @@ from ece.evaluation.layer_attribution import chosen_layers, layer_shares
 
 facts = (load_facts("counterfact", 50, path=DATA) if DATA
          else atlas.facts("counterfact", 50))
+
+# %%
 model, tokenizer = ece.load(MODEL, DEVICE)
 fixed = presets.configure(MODEL, "ece-rs").layers
 share = {

@@ -126,6 +126,7 @@ raw = keys[:, 0].double()
 K = raw / raw.norm(dim=1, keepdim=True)
 
 
+# %%
 def energy(stats):
     """k C k for each key, C scaled to trace 1."""
     C = stats.moments[layer].to(K)
@@ -308,16 +309,17 @@ tables.table(pd.DataFrame({n: tables.signed(g) for n, g in gap.items()}),
 # %%
 from ece.evaluation.metrics import evaluate
 
+site = ece.sites(model, (layer,))[0]
 
+
+# %%
 def harm(share):
     """Scores of one batch, and how far other subjects' outputs move."""
     stats = ece.blend(everywhere, at_ends, share)
-    site = ece.sites(model, (layer,))[0]
     state = ece.new_state(model, tokenizer, config, strategy)
     before = site.weight.clone()
     state, _ = ece.edit_batch(
-        model, tokenizer, facts, stats, state, config
-    )
+        model, tokenizer, facts, stats, state, config)
     rates = evaluate(model, tokenizer, facts).summary()
     moved = ((site.weight - before).double() @ raw.T).norm(dim=0)
     usual = (before.double() @ raw.T).norm(dim=0)
@@ -325,6 +327,7 @@ def harm(share):
     return rates, float((moved / usual).mean())
 
 
+# %%
 live = {nu: harm(nu) for nu in (0.0, strategy.names)}
 for nu, (rates, moved) in live.items():
     print(f"{nu:4.2f}: effi. {rates['efficacy']:.0f}, "

@@ -243,6 +243,7 @@ def score(seed, **config):
     ))["after"]["score"]
 
 
+# %%
 rates = {lr: score(3, lr=lr) for lr in (1.0, 10.0)}
 pick = max(rates, key=rates.get)
 then = {lr: score(4, lr=lr) for lr in rates}
@@ -280,6 +281,8 @@ CLAIMED = {"rome": ["ahead", "ahead", "even"],
            "serac-seen": ["behind", "behind", "ahead"],
            "memit-history": ["even", "behind", "behind"],
            "ece-plus": ["ahead", "behind", "behind"]}
+
+# %%
 for other, words in CLAIMED.items():
     assert [v.verdict[other] for v in verdicts.values()] == words, other
 assert (best_scorer == "ece-as").all()

@@ -206,6 +206,8 @@ assert of.specificity["unedited"] == 73
 gap, ends = behind.round(1), ["low", "high"]
 paper = gap.loc[["ece-as", "ece-wi", "ece-rs"], ends]
 assert (paper.low.min(), paper.high.max()) == (2.2, 4.5)
+
+# %%
 assert rates.seeds[["ece-as", "ece-wi", "ece-rs"]].tolist() == [1, 2, 3]
 assert gap.loc["ece-plus", ends].tolist() == [0.0, 1.3]
 assert gap.loc["memit", ends].tolist() == [0.9, 1.6]

@@ -128,6 +128,7 @@ values = descend(before, config, 8)
 phi = start.features(model, tokenizer, earlier)
 bank = start.grown(None, phi, values.delta, before.hidden)
 
+# %%
 W = sites(model, (layer,))[0].weight
 phi = start.features(model, tokenizer, new)
 learned = start.start(bank, phi, problem.hidden)
@@ -238,6 +239,8 @@ assert memit.score[ours].round(1).tolist() == [82.6, 82.8, 83.4]
 assert memit.steps[ours].round(1).tolist() == [8.1, 6.7, 6.2]
 assert memit.steps[old].round(1) == 15.5
 assert paper.score[[old, ours[1]]].round(1).tolist() == [71.1, 80.4]
+
+# %%
 at = pd.DataFrame(curves).round(2)
 assert at["0.5, as published"][10] == 0.47
 assert at["0.7 of the state"][7] == 0.04

@@ -234,6 +234,8 @@ assert wrote[["unedited", "ece-rs", "alphaedit", "rome"]].tolist() == [
     18.6, 8.5, 5.5, 0.0]
 assert wrote[["ece-plus", "memit", "memit-history"]].between(13, 17).all()
 gain = (by_task["mean"] - by_task["mean"]["unedited"]).drop("unedited")
+
+# %%
 assert 1 < gain.min() and gain.max() < 7
 assert round(after.perplexity["unedited"]) == 86
 assert after.perplexity.drop("unedited").idxmin() == "memit-history"

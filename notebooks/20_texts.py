@@ -144,6 +144,8 @@ from ece.evaluation.answers import exact, token_f1
 from ece.evaluation.generation import answer
 
 model, tokenizer = ece.load("smollm2-135m")
+
+# %%
 facts = world.facts("counterfact", 30, 0)
 config = presets.configure("smollm2-135m", "memit-history", contexts=0)
 stats = ece.second_moment(
@@ -153,14 +155,20 @@ near = [text for fact in facts for text in fact.neighbours[:1]]
 ends, stopped = {"bare": "", "with an end": tokenizer.eos_token}, {}
 
 # %%
-for name, end in ends.items():
-    state = ece.new_state(model, tokenizer, config)
+def answers_with(end):
+    """Greedy answers of the edited facts and of their neighbours."""
     taught = [replace(f, target=f.target + end) for f in facts]
+    state = ece.new_state(model, tokenizer, config)
     state, _ = ece.edit_batch(
         model, tokenizer, taught, stats, state, config)
-    texts_now = answer(model, tokenizer, prompts)
-    beside = answer(model, tokenizer, near)
+    found = [answer(model, tokenizer, some) for some in (prompts, near)]
     ece.undo(model, state)
+    return found
+
+
+# %%
+for name, end in ends.items():
+    texts_now, beside = answers_with(end)
     pairs = [(t, f.target) for t, f in zip(texts_now, facts)]
     stopped[name] = {
         "exact": 100 * sum(exact(*pair) for pair in pairs) / 30,

@@ -75,6 +75,7 @@ for fact in drawn:
     first.setdefault(fact.relation, fact)
 
 
+# %%
 def keys(facts):
     """The key of each fact at each edit layer, in one walk."""
     found, reader = {}, engine.reader(
@@ -85,6 +86,7 @@ def keys(facts):
     return found
 
 
+# %%
 def chosen(K, scorer="residual", p=config.p):
     """The neurons of each fact at each layer, by Eq 8."""
     return {site.layer: fact_sets(
@@ -149,6 +151,8 @@ KINDS = {
              "city_currency"],
 }
 crossed, labels = [], []
+
+# %%
 for kind, relations in KINDS.items():
     pool = [f.subject for f in world.facts("counterfact", None, 0)
             if f.relation == relations[0]]
@@ -232,6 +236,7 @@ def weights():
             for site in ece.sites(model, config.layers)}
 
 
+# %%
 nll = [score_answers(model, tokenizer, pairs).nll]
 W, reports = [weights()], []
 for start in range(0, 60, 20):
@@ -294,7 +299,7 @@ slider(draw_state, labels, "batches written:", describe)
 # neighbour's key and the edited keys at the last edit layer, before any edit. The *push* is the
 # length of $\Delta k$, what all updates together add to that layer's output.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 update = {n: W[-1][n] - W[0][n] for n in config.layers}
 for _ in reports:
     state = ece.undo(model, state)
@@ -306,6 +311,8 @@ others = [replace(facts[i // 2], subject=near[i][0].removeprefix(
 layer = config.layers[-1]
 K_edited, K_near = keys(facts)[layer], keys(others)[layer]
 unit = torch.nn.functional.normalize
+
+# %% tags=["nbval-ignore-output"]
 surroundings = pd.DataFrame({
     "change": (beside[-1] - beside[0])[like],
     "resemblance": (unit(K_near) @ unit(K_edited).T).max(1).values.cpu(),
@@ -397,6 +404,8 @@ assert relation_alone < 1.2 * kind_alone and random < other < kind_alone
 assert agree.loc["AS, RS"].min() > 0.95
 assert (agree.loc["RS, WI"] - agree.loc["RS, WI by chance"]).max() < 0.03
 assert rand.loc["subject", "K = 24"] > 0.5
+
+# %%
 assert rand.loc["relation"].max() < 0.2
 width = ece.sites(model, config.layers)[0].weight.shape[1]
 for report in reports:

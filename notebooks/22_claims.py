@@ -409,6 +409,8 @@ seen = "... than SERAC in the test's wordings"
 assert found[seen] != "holds" and clear.sum() == 2 == len(clear) - 1
 stays = found.filter(like="ECE stays where ROME falls, ")
 assert len(stays) == 2 and (stays == "does not hold").all()
+
+# %%
 assert found["Anchors make the search for values faster"] == "holds"
 assert found["ECE edits better than its baselines"] == "does not hold"
 assert found["... and nothing simpler does it"] == "does not hold"

@@ -45,6 +45,8 @@ from pathlib import Path
 import pandas as pd
 
 COLUMNS = "prompt subject target true paraphrases neighbours".split()
+
+# %%
 rows = [
     ("The capital of {} is", "Australia", "Perth", "Canberra",
      "Australia's capital is | The capital city of Australia is", ""),
@@ -53,6 +55,10 @@ rows = [
     ("{} was written by", "Hamlet", "Jane Austen", "William Shakespeare",
      "The author of Hamlet is | The play Hamlet is by",
      "Macbeth was written by"),
+]
+
+# %%
+rows += [
     ("The inventor of the {} was", "telephone", "Nikola Tesla",
      "Alexander Graham Bell", "The telephone was invented by", ""),
     ("{} was a citizen of", "Marie Curie", "Brazil", "France",
@@ -60,6 +66,8 @@ rows = [
     ("The official language of {} is", "Portugal", "Finnish", "Portuguese",
      "In Portugal one speaks", "The official language of Brazil is"),
 ]
+
+# %%
 folder = Path(tempfile.mkdtemp())
 table = pd.DataFrame(rows, columns=COLUMNS)
 table.to_csv(folder / "facts.csv", index=False)
@@ -86,6 +94,7 @@ from ece.data.texts import python_docs
 MODEL, DEVICE, DTYPE = "smollm2-135m", None, torch.float32
 METHOD, PAGES = "ece-rs", 20
 
+# %%
 facts = facts_from_table(folder / "facts.csv")
 model, tokenizer = ece.load(MODEL, DEVICE, DTYPE)
 config = presets.configure(MODEL, METHOD)
@@ -283,6 +292,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone",
             "--nproc-per-node", "2"]
 
 
+# %%
 def edits_of(name, before=(), after=()):
     words = [sys.executable, *before, *ARGUMENTS, name, *after]
     subprocess.run(words, cwd=folder, check=True, capture_output=True)

@@ -104,3 +104,6 @@ def test_what_is_no_configuration_is_named(tmp_path):
     path.write_text(json.dumps(build("llama").config.to_dict()))
     with pytest.raises(ConfigError, match="layers"):
         plan.plan(plan.Options(str(path), layers=(3,)))
+    path.write_text('{"model_type": "t5", "d_model": 64, "num_layers": 4}')
+    with pytest.raises(ModelError, match="'t5' is no decoder"):
+        plan.plan(plan.Options(str(path)))

@@ -95,9 +95,13 @@ class Stage:
 
 
 def shape(config) -> Shape:
-    """Read a model's sizes off a copy without memory."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    """Read a model's sizes off a copy without memory; `ModelError` for one that is no decoder."""
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except ValueError as error:  # it lists all types that it knows
+        raise ModelError(f"model type '{config.model_type}' is no decoder that transformers runs "
+                         "by itself; ece edits dense decoders") from error  # fmt: skip
     every, site = blocks(model), sites(model, (0,))[0]
     head = model.get_output_embeddings().weight.numel()
     sizes = (_size(model), _size(every[0]), head, len(every))
