@@ -28,9 +28,9 @@
 # - The edit changed some columns of five matrices, 39 to 41 % of the neurons there, and
 #   nothing else. `undo` gives back every weight bit for bit.
 #
-# Three optional variables say where the chapter runs: the model, the device, and
-# a file of CounterFact records. The facts without them come from packages that list
-# countries, cities and languages.
+# Three optional environment variables say where the chapter runs: the model, the device, and a
+# file of CounterFact records. The facts without them come from packages that list countries,
+# cities and languages.
 
 # %% tags=["hide-input"]
 import os

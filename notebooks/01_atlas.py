@@ -97,12 +97,9 @@ print(textwrap.fill(atlas.biographies()[rewrite["subject"]], 60))
 # the prompt. The method of this book presupposes this, since it writes its values at
 # that token.
 #
-# A small model need not work that way. It may move the subject's name to the end
-# of the prompt first and look the answer up there. In first trials for this book
-# small models did, trained plainly: recall was good, exchanging
-# the state of the subject's last token changed hardly any answer, and editing went
-# badly. Such a model is not shipped, so this page cannot show it; the last
-# admonition says how to make one.
+# A small model need not work that way. Trained plainly, it may move the subject's name to the end
+# of the prompt first and look the answer up there. No such model is shipped, so this page cannot
+# show one; the last admonition says how to make it.
 #
 # ## Training for a known site
 #
@@ -439,9 +436,7 @@ plt.show()
 #
 # ```{admonition} Why ends and not verdicts
 # :class: note
-# The tests of large models ask for a verdict: "Paraphrase: Yes". In trials for this
-# book, models of this size did not learn to *compare* two sentences, however many
-# such items they saw; they learned to go on rightly from one within minutes. So the
+# The tests of large models ask for a verdict: "Paraphrase: Yes". Models of this size hardly learn to *compare* two sentences (not shown here); they learn quickly to continue one rightly. So the
 # five tasks after sentiment are put as COPA and BLiMP are, as a choice of ends. They
 # measure reading, wording and knowledge, not judging, and are easier than the
 # tests they are named after.

@@ -324,13 +324,12 @@ torch.testing.assert_close(
 print("the update agrees")
 
 # %% [markdown]
-# On the model itself the inverse has to be taken with care. Some neurons hardly
-# ever fire, so the matrix has directions with next to no weight, and an exact
-# solution fills them. Two devices of `ece.solver` deal with it, neither of them in
-# the paper. If the factorisation cannot be trusted, a tiny *jitter* is added to the
-# diagonal, and reported. And a *ridge*, a setting, adds a share of the mean
-# diagonal of $\lambda C_0$ on purpose. The check is on the equation, since without
-# them an inverse is no trustworthy judge.
+# On the model itself the inverse has to be taken with care. Some neurons hardly ever fire, so the
+# matrix has directions with next to no weight, and an exact solution fills them. Two safeguards
+# of `ece.solver` deal with it, neither of them in the paper. If the factorisation cannot be
+# trusted, a tiny *jitter* is added to the diagonal, and reported. And a *ridge*, a setting, adds
+# a share of the mean diagonal of $\lambda C_0$ on purpose. The check is on the equation, since
+# without them an inverse is no trustworthy judge.
 
 # %%
 K1 = K[:count].double()

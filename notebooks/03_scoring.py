@@ -23,7 +23,7 @@
 # > — the paper, Section 3.1
 #
 # So the first step of ECE is a choice of neurons. Which of them carry a fact, how
-# many are enough, and do three scores for it agree?
+# many are enough, and do the three scorers agree?
 #
 # **What was found**
 #
@@ -258,6 +258,10 @@ axes[0].legend()
 plt.show()
 
 # %% [markdown]
+# For the same number of neurons, sets by AS or RS leave much less of the output
+# missing than sets by WI, which include neurons that are silent for the fact at
+# hand.
+#
 # Which neurons are these? Each dot below is a neuron that RS chooses for a fact. The
 # columns are the neurons that any of twelve facts chooses at $p = 0.5$, in the order of
 # how many facts choose them; move the slider to ask for more of the score.
@@ -293,10 +297,6 @@ def describe(i):
 slider(draw_map, list(map(str, shares)), "p =", describe, start=4)
 
 # %% [markdown]
-# For the same number of neurons, sets by AS or RS leave much less of the output
-# missing than sets by WI, which include neurons that are silent for the fact at
-# hand.
-#
 # ```{admonition} Which p was used?
 # :class: note
 # Appendix C says $p = 0.8$ for all models. The settings files published for WI
@@ -509,9 +509,9 @@ for j in strongest.tolist():
 # early layers, and much of what their neurons write is read by later layers
 # rather than by the output matrix.
 #
-# At last the batch as the editor sees it. `edit_batch` reports the masks it used;
-# the keys of later layers are taken after the earlier layers were written, so
-# only the first can be predicted to the bit.
+# Finally, the batch as the editor sees it. `edit_batch` reports the masks it used; the keys of
+# later layers are taken after the earlier layers were written, so only the first can be predicted
+# to the bit.
 
 # %%
 stats = ece.second_moment(

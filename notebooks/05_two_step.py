@@ -23,8 +23,9 @@
 #
 # **What was found**
 #
-# - The shared vector $U$ leads to the anchor's answer, not to the member's. A member whose
-#   answer is another has a loss of 8.5 nats at its anchor's $U$, and of 9.2 at zero.
+# - The shared vector $U$ leads to the anchor's answer, not to the member's. A member that needs a
+#   different answer from its anchor has a loss of 8.5 nats at its anchor's $U$, and of 9.2 at
+#   zero.
 # - At equal numbers of gradient passes $U$ brings nothing: seven own steps from zero
 #   reach a lower loss, and after writing, the two ways differ by less than the noise. At a
 #   third of the learning rate the loss with $U$ is twice as high as without.

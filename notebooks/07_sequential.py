@@ -23,10 +23,9 @@
 #
 # - Over 200 edits in batches of 25 every method with a history still has nearly all of its
 #   edits, on all three models. MEMIT, which has none, loses up to 12 of 100.
-# - The best of ECE's three scores is ahead of MEMIT, as in the paper: by 2.4 and 5.6
-#   points on two models, even on the third. It is not ahead of MEMIT *with a history*
-#   (-0.6, -1.3 and +0.2 points). The history makes the difference, not the choice of
-#   neurons.
+# - The best of ECE's three scorers is ahead of MEMIT, as in the paper: by 2.4 and 5.6 points on
+#   two models, even on the third. It is not ahead of MEMIT *with a history* (-0.6, -1.3 and +0.2
+#   points). The history makes the difference, not the choice of neurons.
 # - In the live run of 64 facts all differences between methods are within the noise.
 # - A run that was killed goes on to the same bits, and a sequence can be taken back.
 

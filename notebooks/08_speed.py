@@ -22,12 +22,13 @@
 #
 # **What was found**
 #
-# - The engine saves most: a batch of 100 facts takes 8 to 10 times less time than in the
+# - The engine saves most: a batch of 100 facts is written 8 to 10 times as fast as by the
 #   published loop, with the same steps and the same values. Every method gains that.
-# - With a fixed number of steps, the anchors of ECE save more than the paper reports: 2.6
-#   to 3.0 times beside MEMIT, where the paper has 1.5 to 2.1.
-# - The same time can be saved without anchors. To stop a fact once it is done saves 2.9 to 4.4 times on
-#   MEMIT alone, and five own steps without any anchors 3.1 to 3.5 times.
+# - With a fixed number of steps and batches of 100 facts in ten groups, ECE with anchors is 2.6
+#   to 3.0 times as fast as MEMIT (in the paper 1.5 to 2.1). In small batches anchors save little
+#   or nothing ({doc}`12_batch_size`).
+# - The same time can be saved without anchors. To stop a fact once it is done makes MEMIT alone
+#   2.9 to 4.4 times as fast, and five own steps without any anchors 3.1 to 3.5 times.
 # - An edit after 10,000 others costs what the hundredth did, within 5 %, and memory
 #   does not grow.
 
@@ -149,7 +150,7 @@ print("losses, slow", [f"{x:.2f}" for x in losses])
 #
 # `make bench` edits 100 facts in each of these ways, in one process, on fresh
 # weights. Of several runs of a stage the median
-# counts. A stage adds one device to the one before:
+# counts. A stage adds one technique to the one before:
 #
 # | stage | what it adds |
 # |---|---|
@@ -196,7 +197,7 @@ for name in measured:
 # generalization and specificity right after this one batch of 100 facts: a row that
 # is faster and worse has not won anything.
 #
-# The first four stages as a waterfall: in grey what a device takes away from the stage above
+# The first four stages as a waterfall: in grey what a technique takes away from the stage above
 # it, in colour what is left.
 
 # %% tags=["hide-input"]
@@ -230,7 +231,7 @@ def seconds(*names, waterfall=False):
     plt.show()
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "From the published loop to ECE, each step adding one device. Most of the time is saved before the method changes anything.", "name": "fig-speed-waterfall"}, "image": {"alt": "Horizontal bars of seconds, one panel for each model. The published loop takes 70 to 100 seconds, the engine one fact at a time about 20 to 30, all facts at once about 10, ECE about 4. Nearly all of each bar is the search for values."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "From the published loop to ECE, each step adding one technique. Most of the time is saved before the method changes anything.", "name": "fig-speed-waterfall"}, "image": {"alt": "Horizontal bars of seconds, one panel for each model. The published loop takes 70 to 100 seconds, the engine one fact at a time about 20 to 30, all facts at once about 10, ECE about 4. Nearly all of each bar is the search for values."}}
 seconds("naive", "cached", "memit", "ece", waterfall=True)
 
 # %% [markdown]

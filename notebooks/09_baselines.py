@@ -27,7 +27,7 @@
 #   change is no longer than ROME's, but made without regard to old keys.
 # - With one batch of one fact `ece-rs` is the weakest of the editor's methods: 81 % at the prompt
 #   and 54 at the paraphrase, where MEMIT has 96 and 77.
-# - MEND and SERAC are trained for a few steps only here, and do not write it yet.
+# - MEND and SERAC are trained for only a few steps here and do not yet write the fact.
 #   {doc}`10_table1` has all methods in full.
 
 # %% tags=["hide-input"]
@@ -328,7 +328,7 @@ print(f"missed by less than a millionth: {share < 1e-6}")
 # $U$ the eigenvectors of $C_0$ whose eigenvalues are nearly zero,
 #
 # $$
-# \Delta = R K U \big(U^\top (H + K^\top K) U + \lambda I\big)^{-1} U^\top ,
+# \Delta = R K^\top U \big(U^\top (H + K K^\top) U + \lambda I\big)^{-1} U^\top ,
 # $$
 #
 # so that $\Delta k \approx 0$ for every old key $k$. "Nearly" is a threshold, and it decides
@@ -407,17 +407,17 @@ plt.show()
 #
 # ## Numbers
 #
-# The settings of the baselines on GPT2-XL, GPT-J and Llama-3 are the published ones where
-# there are any (`ece/presets`, one file for each model). For the embedded models they were
-# chosen by a short search on `atlas-gpt2` alone (200 facts of seed 0, one of the seeds of the
-# tables), and the other two models use the same numbers. ECE's own presets were searched for
-# on all three. So a baseline that does badly on `atlas-gptj` or `atlas-llama` may only be
-# badly tuned there; AlphaEdit and PRUNE were so plainly that they have numbers of their own on
-# `atlas-gptj` (seed 3). {doc}`16_choice` makes up for some of that: one search for ECE, ROME
-# and MEMIT, which finds better layers for each on `atlas-gptj`, and a threshold for SERAC.
-# MEND and SERAC were trained on the facts of the world that a run does not edit, for each
-# model and data set, and in other wordings than the paraphrases of the tables
-# (`seen=False`); {doc}`10b_behind_table1` shows what SERAC gains by those.
+# The settings of the baselines on GPT2-XL, GPT-J and Llama-3 are the published ones where there
+# are any (`ece/presets`, one file for each model). For the embedded models they were chosen by a
+# short search on `atlas-gpt2` alone (200 facts of seed 0, one of the seeds of the tables), and
+# the other two models use the same numbers. ECE's own presets were searched for on all three. So
+# a baseline that does badly on `atlas-gptj` or `atlas-llama` may only be badly tuned there;
+# AlphaEdit and PRUNE did so badly on `atlas-gptj` that they have settings of their own there
+# (seed 3). {doc}`16_choice` makes up for some of that: one search for ECE, ROME and MEMIT, which
+# finds better layers for each on `atlas-gptj`, and a threshold for SERAC. MEND and SERAC were
+# trained on the facts of the world that a run does not edit, for each model and data set, and in
+# other wordings than the paraphrases of the tables (`seen=False`); {doc}`10b_behind_table1` shows
+# what SERAC gains by those.
 #
 # ## Summary
 #

@@ -28,11 +28,12 @@
 # - On `atlas-llama` ECE is behind ROME with the paper's schedule and ahead with that of its
 #   preset, which is worth 1.2 to 1.5 points. ROME got no such search.
 # - A method can lose its edits or harm its neighbours. MEMIT loses 3 to 20 points of its efficacy
-#   by the end, with a history 2 at most; ROME forgets nothing and harms most of the editors.
-# - At 300 edits 14 % of a fact's neighbours have been edited themselves, and rightly changed. Left
-#   out, every editor's specificity is 1 to 5 points higher. ECE is then ahead of the paper's
-#   baselines by less (0.0 to 1.4 points, before 0.8 to 2.0), still behind the later methods, and
-#   behind SERAC that has read the wordings on the third model, too.
+#   by the end, with a history 2 at most; ROME loses less than a point and, of all editors, harms
+#   neighbours most.
+# - At 300 edits 14 % of a fact's neighbours have been edited themselves, and rightly changed.
+#   Without these neighbours, every editor's specificity is 1 to 5 points higher. ECE is then
+#   ahead of the paper's baselines by less (0.0 to 1.4 points, before 0.8 to 2.0), still behind
+#   the later methods, and behind SERAC that has read the wordings on the third model, too.
 
 # %% tags=["hide-input"]
 import pandas as pd
@@ -96,15 +97,14 @@ seen = pd.DataFrame({
 tables.table(seen.map("{:+.1f}".format), "What the wordings are worth")
 
 # %% [markdown]
-# We count `serac` among the paper's
-# baselines, since it is tested as all others are: in wordings that the editor was not
-# given. Where `serac-seen` leads, it leads by what it has been shown. But a
-# user who knows in which wordings questions will come can train on them, and gets the row
-# `serac-seen`; the verdicts above have it on a line of its own. (Half of the
+# We count `serac` among the paper's baselines, since it is tested as all others are: in wordings
+# that the editor was not given. Where `serac-seen` leads, it leads by what it has been shown. But
+# a user who knows in which wordings questions will come can train on them, and gets the row
+# `serac-seen`; the verdicts of {doc}`10_table1` have it on a line of its own. (Half of the
 # paraphrases begin with a stray sentence, which `serac` never met in training either, so the
-# points above are those of wordings and stray sentences together. MEND is trained like
-# `serac`. Facts of ZsRE have no wordings besides those of the test, and there both are
-# trained on them. The paper does not say how its SERAC was trained.)
+# points above are those of wordings and stray sentences together. MEND is trained like `serac`.
+# Facts of ZsRE have no wordings besides those of the test, and there both are trained on them.
+# The paper does not say how its SERAC was trained.)
 #
 # In either row nothing is forgotten, since no weight changes. What SERAC pays
 # with is the text it writes (the fluency column), and a second model that must be
@@ -112,10 +112,10 @@ tables.table(seen.map("{:+.1f}".format), "What the wordings are worth")
 #
 # ## Where ECE is behind on ZsRE
 #
-# ZsRE asks for every token of the answer to be the likeliest, where CounterFact only
-# compares two answers. So it sees values that fall a little short, and small
-# harm to others. Two parts of ECE could be to blame. Below: ECE-AS as it is, with
-# all neurons ($p = 1$), and without anchors, each over three seeds.
+# ZsRE asks for every token of the answer to be the likeliest, where CounterFact only compares two
+# answers. So it sees values that fall a little short, and small harm to others. Two parts of ECE
+# could be to blame. Below: ECE-AS as it is, with all neurons ($p = 1$), and without anchors (from
+# $U = 0$, only the fact's own steps), each over three seeds.
 
 # %% tags=["hide-input"]
 parts = pd.concat({
@@ -129,10 +129,9 @@ tables.table(parts[[*KINDS, "score"]], "ECE-AS on ZsRE, %")
 
 # %% [markdown]
 # A part is to blame where the line without it is higher: the anchors on all three models, the
-# choice of neurons on two. With both left out, and a stop
-# for each fact, ECE is nearly `memit-history`, whose row is in the table: what it has
-# beyond the last line is the stop, and steps without a group. ECE's numbers were chosen on
-# CounterFact alone.
+# choice of neurons on two. With both left out, and a stop for each fact, ECE is nearly
+# `memit-history`, whose row is in the tables of {doc}`10_table1`: what it has beyond the last
+# line is the stop, and steps without a group. ECE's numbers were chosen on CounterFact alone.
 #
 # ## The schedule on `atlas-llama`
 #

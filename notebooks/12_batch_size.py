@@ -55,7 +55,7 @@ RATES = ["efficacy", "generalization", "specificity", "score"]
 #
 # $$
 # \Delta_s = R_s K_s^\top
-#   \Big(\lambda C_0 + \sum_{t<s} K_t^\top K_t + K_s^\top K_s\Big)^{-1}.
+#   \Big(\lambda C_0 + \sum_{t<s} K_t K_t^\top + K_s K_s^\top\Big)^{-1}.
 # $$
 #
 # With the middle sum, the *history*, this is recursive least squares: in one layer and with

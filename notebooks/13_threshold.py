@@ -23,12 +23,13 @@
 #
 # - Less is not more. The best $p$ is 1, all neurons and no choice, with all three scorers on all three
 #   models. The best $p$ below 1 is behind by 0.1 to 2.4 points (one seed).
-# - The paper's 0.8 can cost much: on `atlas-gptj` it takes the score from 96 to 61 with RS, from 97
-#   to 66 with WI and to 88 with AS. On `atlas-gpt2` it costs 3 to 8 points, on `atlas-llama` 1 to 2.
+# - The paper's 0.8 can cost much: on `atlas-gptj` it takes the score from 96 to 61 with RS, and
+#   from 97 to 66 with WI and to 88 with AS. On `atlas-gpt2` it costs 3 to 8 points, on
+#   `atlas-llama` 1 to 2.
 # - On SmolLM2-135M, a real model, `ece-rs` has a score of 79.8 with all neurons after 500 edits, and
 #   of 77.3 with the paper's share (one seed). Efficacy and specificity are higher, too.
-# - $p$ is a share of the score, not of the neurons. At $p = 0.8$ RS writes to 9 to 30 % of
-#   the neurons, AS to 18 to 45 %, WI to 29 to 49 %.
+# - $p$ is a share of the score, not of the neurons. On the embedded models RS writes at $p = 0.8$
+#   to 9 to 30 % of the neurons, AS to 18 to 45 %, WI to 29 to 49 %.
 
 # %% tags=["hide-input"]
 import os
@@ -58,9 +59,10 @@ RATES = ["efficacy", "generalization", "specificity", "score"]
 # Eq 8 keeps the smallest set $\mathcal I$ with
 #
 # $$
-# \sum_{i \in \mathcal I} s_i \;\ge\; p \sum_i s_i .
+# \sum_{j \in \mathcal I} Q_j \;\ge\; p \sum_j Q_j
 # $$
 #
+# where $Q_j$ are the neurons' scores (Eq 5–7).
 # How many neurons that is depends on how uneven the scores are. Even scores, as WI's,
 # keep a share of neurons near $p$; AS and RS are uneven, since a neuron that is silent for a
 # fact scores next to nothing, and keep far fewer.
@@ -106,7 +108,7 @@ plt.show()
 # Two hundred facts in batches of 25, after the last batch. The right end, $p = 1$, is the
 # same method without a choice of neurons.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Score after 200 edits against the threshold $p$.", "name": "fig-threshold-score"}, "image": {"alt": "Line charts of the score against p, one for each model. Every line rises with p. On atlas-gptj RS starts at 21 percent for p of 0.5 and reaches 97 at p of 1; on atlas-llama all lines are above 90 from p of 0.7 on."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Score after 200 edits against the threshold $p$.", "name": "fig-threshold-score"}, "image": {"alt": "Line charts of the score against p, one for each model. Every line rises with p. On atlas-gptj RS starts at 23 percent for p of 0.5 and reaches 96 at p of 1; on atlas-llama all lines are above 90 from p of 0.7 on."}}
 def over_p(metric):
     axes = plots.lines(rates, "p", metric, ylabel=f"{metric}, %",
                        columns=3)
@@ -197,11 +199,10 @@ for p, (norm, reached) in lengths.items():
           f"reached {reached:4.0%}")
 
 # %% [markdown]
-# A smaller $p$ reaches less of what is asked for: that is its cost. Its update is shorter,
-# too, since the last neurons to be chosen are those that hardly fire, and writing with them
-# takes long columns. The gain is that columns outside $\mathcal I$ stay as they are, so facts
-# that live there are safe. Which of the two is larger is a matter of the model, and the
-# curves above are the answer for these.
+# A smaller $p$ reaches less of what is asked for: that is its cost. Its update is shorter, too,
+# since the last neurons to be chosen are those that hardly fire, and writing with them takes long
+# columns. The gain would be that columns outside $\mathcal I$ stay as they are, with the facts
+# that live there. On every model tried here the cost is larger.
 
 # %% [markdown]
 # ## Where the numbers come from

@@ -28,11 +28,11 @@
 #   `ece-plus` has a score of 77 on `atlas-gpt2`; with all values from the original weights
 #   it has 60. Nothing in this is special to `ece-plus`: the same change lifts MEMIT with a
 #   history from 59 to 79 and `ece-rs` from 59 to 78.
-# - Over 300 edits, where no subject comes twice, `ece-plus` and MEMIT with a history are even
-#   on all three models. `ece-plus` is ahead of MEMIT and ROME at every seed, and of ECE's
-#   three scores too.
-# - The share of $C_0$ at the ends of names is right in principle and small in effect: it
-#   moves the score by 0.6 points or less.
+# - Over 300 edits, where no subject comes twice, `ece-plus` and MEMIT with a history are even on
+#   all three models. `ece-plus` is ahead of MEMIT and ROME at every seed, and of ECE's three
+#   scorers too.
+# - The share of $C_0$ at the ends of names makes no clear difference: it moves the score by 0.6
+#   points or less.
 
 # %% tags=["hide-input"]
 import os
@@ -202,8 +202,8 @@ tables.table(gains.map("{:+.1f}".format),
              "What half of the mass on names adds, points")
 
 # %% [markdown]
-# Differences of a few tenths are within the noise: the idea is right in principle and small
-# in effect, on these models. All of the mass on names ($\nu = 1$) is worse.
+# Differences of a few tenths are within the noise: on these models the idea makes no clear
+# difference. All of the mass on names ($\nu = 1$) is worse.
 #
 # ## When to stop
 #
@@ -270,11 +270,11 @@ tables.table(end[["efficacy", "specificity", "score"]],
              0)
 
 # %% [markdown]
-# ROME, which finds each value on the present weights, keeps its efficacy for the same reason,
-# and pays with its neighbours. The lines of
-# `memit-history` and `ece-rs` with "again" show what the same setting does for them. In real
-# CounterFact few subjects come twice, so there the three settings should hardly differ; in a
-# knowledge base that is kept up to date, subjects come again all the time.
+# ROME, which finds each value on the present weights, keeps its efficacy for the same reason, and
+# pays with its neighbours. The lines of `memit-history` and `ece-rs` with "again" show what the
+# same setting does for them. Among the records of CounterFact in {doc}`11_edits` no subject comes
+# twice, so there "again" and "original" are the same; in a knowledge base that is kept up to
+# date, subjects come again all the time.
 #
 # ## What it gains
 #
@@ -295,10 +295,10 @@ tables.table(pd.DataFrame({n: tables.signed(g) for n, g in gap.items()}),
              "ece-plus minus each other, points of the score")
 
 # %% [markdown]
-# Where the difference to `memit-history` is a few tenths of a point or carries a question
-# mark, nothing was gained: in a sequence this short, where no subject comes twice, both are
-# MEMIT with a history. The gain of `ece-plus` is in the long sequence above, and there it
-# comes from `values_from` alone: with "again", the other methods gain as much.
+# Where the difference to `memit-history` is a few tenths of a point or carries a question mark,
+# nothing was gained: in a sequence this short, where no subject comes twice, both are MEMIT with
+# a history. The gain of `ece-plus` is in the long sequence above, and there it comes from
+# `values_from` alone: with "again", MEMIT with a history and `ece-rs` end above `ece-plus`.
 #
 # ## Live
 #

@@ -14,11 +14,11 @@
 # %% [markdown]
 # # An equal search, and fresh facts
 #
-# A comparison of methods is one of their settings, too. In {doc}`10_table1` those of ECE
-# had been searched for on each model, those of most baselines on one, and some choices were
-# made after a table had been seen. So its order could be that of the effort spent. This page
-# asks again: **if ECE and its rivals are searched alike, and then measured on facts that
-# nobody has looked at, who is ahead?**
+# To compare methods is also to compare their settings. In {doc}`10_table1` those of ECE had been
+# searched for on each model, those of most baselines on one, and some choices were made after a
+# table had been seen. So its order could be that of the effort spent. This page asks again: **if
+# ECE and its rivals are searched alike, and then measured on facts that nobody has looked at, who
+# is ahead?**
 #
 # **What was found**
 #
@@ -60,14 +60,13 @@ def after(*names):
 # %% [markdown]
 # ## The rule
 #
-# 1. ECE (with the score AS), ROME and MEMIT, the paper's editors that come near one another,
-#    are searched in rounds, each from the best so far: first twelve settings of the stop of
-#    the descent and of what matters most for the method (ECE's schedule, MEMIT's $\lambda$,
-#    ROME's layer); then the layers of ECE and MEMIT, and ROME's decay and learning
-#    rate; at last the learning rate of the other two. That is 20 or 21 settings each on each
-#    model. SERAC, trained without and with the test's
-#    wordings (`serac-seen`, {doc}`10_table1`), gets four thresholds. MEND and fine-tuning,
-#    far behind with their presets, are not searched.
+# 1. ECE (with the scorer AS), ROME and MEMIT, the paper's editors that come near one another, are
+#    searched in rounds, each from the best so far: first twelve settings of the stop of the
+#    descent and of what matters most for the method (ECE's schedule, MEMIT's $\lambda$, ROME's
+#    layer); then the layers of ECE and MEMIT, and ROME's decay and learning rate; at last the
+#    learning rate of the other two. That is 20 or 21 settings each on each model. SERAC, trained
+#    without and with the test's wordings (`serac-seen`, {doc}`10_table1`), gets four thresholds.
+#    MEND and fine-tuning, far behind with their presets, are not searched.
 # 2. The facts of the search are those of seed 3. The highest score is chosen, of equal
 #    ones the first. WI and RS take over what was found for AS; the best of
 #    the three at seed 3 stands for ECE.
@@ -197,8 +196,8 @@ tables.table(gaps[numbers].map("{:+.1f}".format).join(gaps.verdict),
              "ECE minus each other method on fresh facts, points")
 
 # %% [markdown]
-# That scorer is AS on each model. On `atlas-llama` {doc}`10_table1` had ECE in
-# front of ROME, and that was the effort spent on it as much as the method.
+# That scorer is AS on each model. On `atlas-llama` {doc}`10_table1` had ECE in front of ROME, and
+# that lead came as much from the search as from the method.
 #
 # ## What the search promised
 #
@@ -253,16 +252,14 @@ for lr, rate in rates.items():
           "<- chosen" if lr == pick else "")
 
 # %% [markdown]
-# ## How this came about
+# ## What was not planned in advance
 #
-# The cells are in `book/grid.toml`, in the tables called `choice` and `fresh`. Not all of it
-# was planned at the start: the rounds after the first were added when ROME's layers turned out
-# to matter; a search of fine-tuning's learning rates was declared and dropped for want of time;
-# and `serac-seen` got thresholds of its own after it had run on fresh facts with those found
-# for `serac`, which did not suit it (those six runs were thrown away). ECE's runs
-# were made again when the order of facts ceased to decide its clusters ({doc}`../book/deviations`).
-# The search then chose other settings for it, which ran on the same fresh facts in place of the
-# earlier ones.
+# The cells are in `book/grid.toml`, in the tables called `choice` and `fresh`. The rounds after
+# the first were added when ROME's layers turned out to matter; a search of fine-tuning's learning
+# rates was declared and dropped; `serac-seen` got thresholds of its own after it had run on fresh
+# facts with those found for `serac`. ECE was searched twice, the second time when the order of
+# facts had ceased to decide its clusters ({doc}`../book/deviations`), and both of its choices ran
+# on the same fresh facts.
 
 # %%
 found, missing = grid.results(

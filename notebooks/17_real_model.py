@@ -21,9 +21,9 @@
 #
 # **What was found**
 #
-# - Edits take on a real model, too. After 500 of them MEMIT with history prefers the new
-#   answer to the old one on 97 % of the prompts and 83 % of the paraphrases, and the true answer
-#   on 70 % of the neighbours, where the unedited model does on 73 %.
+# - Edits also work on a real model. After 500 of them MEMIT with a history prefers the new answer
+#   to the old one on 97 % of the prompts and 83 % of the paraphrases, and the true answer on 70 %
+#   of the neighbours, where the unedited model does on 73 %.
 # - A stricter count says less: every token of the new answer comes first on 82 % of the
 #   prompts, and on 41 % of the paraphrases.
 # - Nothing that the paper or this book adds is ahead of that. The paper's two steps and chosen
@@ -116,8 +116,8 @@ show(fact.text, fact.neighbours[0])
 #
 # - `memit` and `memit-history` have the values of MEMIT, without and with the keys of earlier
 #   edits in the solve.
-# - `ece-as`, `ece-wi` and `ece-rs` are the paper's method: neurons chosen by one of three scores, 20
-#   steps for each cluster's anchor and 5 for each fact.
+# - `ece-as`, `ece-wi` and `ece-rs` are the paper's method: neurons chosen by one of three
+#   scorers, 20 steps for each cluster's anchor and 5 for each fact.
 # - `ece-plus` is this book's own, not the paper's: here it is `memit-history` with values
 #   that start from what earlier ones taught ({doc}`18_six_steps`).
 #
@@ -140,7 +140,7 @@ ax.set(xlabel="score, %", title="")
 plt.show()
 
 # %% [markdown]
-# How far is each of the others behind MEMIT with history, at equal seeds? "Ahead" means that
+# How far is each of the others behind MEMIT with a history, at equal seeds? "Ahead" means that
 # `memit-history` has the higher score at every seed that both have.
 
 # %% tags=["hide-input"]

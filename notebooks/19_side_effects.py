@@ -21,23 +21,26 @@
 #
 # **What was found** (after 1,000 edits)
 #
-# - **None does.** Perplexity on text that no edit is about rises from 86 to 134 at best (MEMIT with
-#   a history) and to 289 with `ece-rs`. ROME destroys the model: 168,397. With the others the
-#   next word after neighbours of the edited facts has moved by about a nat, with ROME by 7.
+# - **None of those that were run does.** Perplexity on text that no edit is about rises from 86
+#   to 134 at best (MEMIT with a history) and to 289 with `ece-rs`. ROME destroys the model:
+#   168,397. With the others the next-token distribution after neighbours of the edited facts has
+#   moved by about one nat (KL), with ROME by 7.
 # - The paper's six tasks show little here when the likeliest answer counts: on four of them the
-#   unedited model gives one answer to all items, and the mean F1 *rises* with every method, by 1 to 7
-#   points. When what the model *writes* counts, as in the published evaluation, the mean F1 falls
-#   from 18.6 to 13 to 17 with `ece-plus` and both MEMITs, to 8.5 with `ece-rs`, 5.5 with
-#   AlphaEdit and 0.0 with ROME.
-# - Next to ROME, ECE with the $\lambda$ that its search chose is the most harmful: of the others
+#   unedited model gives one answer to all items, and the mean F1 *rises* with every method, by 1
+#   to 7 points. When what the model *writes* counts, as in the published evaluation, the mean F1
+#   falls from 18.6 to between 13 and 17 with `ece-plus` and both MEMITs, to 8.5 with `ece-rs`,
+#   5.5 with AlphaEdit and 0.0 with ROME.
+# - After ROME, ECE with the $\lambda$ that its search chose is the most harmful: of the others
 #   `ece-rs` has the highest perplexity, the lowest score (69.6, where MEMIT with a history has
 #   78.2), and keeps least of its first hundred.
-# - $\lambda$, the weight of the old knowledge, is the reason. The search, over few edits, chose 500
-#   for ECE, and 2,000 for MEMIT. With 2,000 `ece-rs` moves neighbours least of all methods (0.54
-#   nats) and has the same perplexity as MEMIT with a history (134), but moves other text more (a KL of
-#   0.66, where that has 0.54), and its score is 71.8.
-# - What an edit teaches is a phrase. After "The following is false:" the new answer is
-#   still the likelier one for 60 to 93 of 100 facts, and whether the new statement is true the
+# - $\lambda$, the weight of the old knowledge, is the reason for the harm, but not for the low
+#   score. The search, over few edits, chose 500 for ECE, and 2,000 for MEMIT. With 2,000 `ece-rs`
+#   moves neighbours least of all methods (0.54 nats) and has the same perplexity as MEMIT with a
+#   history (134), but moves other text more (a KL of 0.66, where that has 0.54), and its score
+#   rises only to 71.8.
+# - Whether the fact is understood, two probes cannot tell on this model. After "The following is
+#   false:" the new answer is still the likelier one for 60 to 93 of 100 facts; but the unedited
+#   model too goes on with its own old answer for 78, and which of two statements is true all
 #   models guess.
 #
 # One seed, and 50 items a task.

@@ -15,20 +15,21 @@
 # # Tables 3 to 5: what the edited model says
 #
 # Rates compare the likelihoods of two words. A user reads text. The paper's Tables 3 to 5 show
-# what models write after thousands of edits; here are such texts of SmolLM2-135M
-# after a thousand, and the answers it gives when nothing of the answer is given to it. **Does
-# an edited model say what it was taught, and is the rest still language?**
+# what models write after thousands of edits; here are such texts of SmolLM2-135M after a
+# thousand, and the answers it gives without any part of the answer given. **Does an edited model
+# say what it was taught, and is the rest still language?**
 #
 # **What was found**
 #
 # - After 1,000 edits ROME writes no language any more: none of 20 texts names the new answer, and
-#   words repeat. The other models still write sentences, MEMIT too, which the paper has
-#   broken at that point.
+#   words repeat. The other models still write sentences, MEMIT too, which the paper shows broken
+#   at that point.
 # - The new answer is in 15 of 20 texts with `ece-plus`, in 14 with MEMIT with a history, in 9 with
 #   `ece-rs` and in 8 with MEMIT. What follows it is often nonsense, as it was before any edit.
-# - A score that gives the model the right tokens flatters it. On ZsRE MEMIT with a history has 70 % of the answer's tokens right when
-#   those before are given, `ece-rs` 42 %. Left alone, they begin with the answer on 37 and
-#   14 % of the questions, and 5 and 2 % of their answers are the target and nothing else.
+# - A score that counts single tokens flatters the model. On ZsRE MEMIT with a history has 70 % of
+#   the answers' tokens right, but all tokens of an answer only in 41 %; left alone, it begins
+#   with the answer on 37 % of the questions. With `ece-rs` these are 42, 14 and 14 %. Few answers
+#   are the target and nothing else: 5 and 2 %.
 # - To teach the end of the text as part of the answer did not help.
 
 # %% tags=["hide-input"]

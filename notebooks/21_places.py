@@ -20,14 +20,15 @@
 #
 # **What was found** (SmolLM2-135M, facts about countries and cities)
 #
-# - The sets know the **subject**, hardly the relation. Two facts about one subject share four
-#   tenths of their neurons; two facts with one relation share about a tenth, barely more than
-#   two facts that have only the kind of subject in common. The paper groups facts because like
-#   facts should use like neurons; here as many clusters as subjects find the subjects (in part), and
-#   as many as relations find neither.
+# - The sets know the **subject**, hardly the relation. At $p = 0.3$ two facts about one subject
+#   share four tenths of their neurons; two facts with one relation share about a tenth, barely
+#   more than two facts that have only the kind of subject in common. The paper groups facts
+#   because like facts should use like neurons; here as many clusters as subjects find the
+#   subjects (in part), and as many as relations find neither, only the kind of subject a little.
 # - Activation and residual sensitivity choose nearly the same sets (overlap 0.96). Weight
 #   importance agrees with either no better than chance.
-# - A batch needs two thirds of all neurons at the preset's $p$: it is no small place.
+# - A batch needs two thirds of all neurons at the preset's $p$: so an edit is not confined to a
+#   small place.
 # - Later batches disturb earlier edits. A neighbour suffers more, the more its key
 #   resembles an edited one. The link is loose: a rank correlation of about 0.4, with other rounding
 #   somewhat more or less. Whom an edit hurts has to be measured.
@@ -326,7 +327,7 @@ for name, (rho, p_value) in ranks.items():
 print(f"{len(like)} neighbours, mean change "
       f"{surroundings.change.mean():+.2f} nats")
 
-# %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "Neighbours that nobody edited: how far the negative log-likelihood of their true answer moved, against the resemblance of their key to an edited one.", "name": "fig-places-near"}, "image": {"alt": "A cloud of points around a line slightly above zero; it rises little, if at all, from left to right."}}
+# %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "Neighbours that nobody edited: how far the negative log-likelihood of their true answer moved, against the resemblance of their key to an edited one.", "name": "fig-places-near"}, "image": {"alt": "A cloud of points around a line slightly above zero; it rises a little from left to right."}}
 figure, ax = plt.subplots(figsize=(4.6, 3.0))
 sns.regplot(surroundings, x="resemblance", y="change", ax=ax,
             color=plots.BLUE, scatter_kws={"s": 18})

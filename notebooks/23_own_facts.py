@@ -20,12 +20,12 @@
 #
 # **What was found**
 #
-# - Six facts from a CSV table took on all six prompts, where the new answer comes first. On the
+# - All six facts from a CSV table were written: on each prompt the new answer comes first. On the
 #   paraphrases it comes first in a third, and before the old one in two thirds.
 # - The edits are a file of 3.3 % of the checkpoint's size if all columns of the edit layers
 #   changed (`ece-plus`), and of 2.1 % if chosen ones did (`ece-rs`). The same update as a LoRA
 #   adapter takes 0.05 %: an update of six facts has rank six, whatever columns it is written to.
-# - From the file another process gets the same bits, and the unedited model back.
+# - From the file another copy of the model gets the same bits, and the unedited model back.
 # - By arithmetic Llama-3-8B in bfloat16 takes some 61 GB and 6.5 s for a batch of 100 facts on
 #   one card of 80 GB; a model of 70 billion parameters takes eight such cards.
 #   **No card was at hand: these two are computed, not measured.**
@@ -174,13 +174,14 @@ print(storage.toggle(unedited, read))
 #
 # ## Handing the result on
 #
-# Who reads Hugging Face models gets a folder by `model.save_pretrained` (or `--save`), with nothing
-# of this package in it: transformers loads it with the same logits (a test compares them), and a
-# server starts on it (`vllm serve edited-model`). Who has the base model already needs the update
-# alone: `save_adapter` writes it as a LoRA adapter, which the library peft loads
-# (`PeftModel.from_pretrained(model, "adapter")`; a test compares these logits, too) and servers
-# take beside the base model (`vllm serve base --enable-lora --lora-modules edits=adapter`; the
-# server must allow the adapter's rank). The two `vllm` lines follow its documentation and were not run here.
+# Anyone who uses Hugging Face models gets a folder by `model.save_pretrained` (or `--save`), with
+# nothing of this package in it: transformers loads it with the same logits (a test compares
+# them), and a server starts on it (`vllm serve edited-model`). Anyone who already has the base
+# model needs only the update: `save_adapter` writes it as a LoRA adapter, which the library peft
+# loads (`PeftModel.from_pretrained(model, "adapter")`; a test compares these logits, too) and
+# servers take beside the base model (`vllm serve base --enable-lora --lora-modules
+# edits=adapter`; the server must allow the adapter's rank). The two `vllm` lines follow its
+# documentation and were not run here.
 
 # %%
 error = storage.save_adapter(folder / "adapter", model, edits)
