@@ -29,6 +29,8 @@
 #   and 54 at the paraphrase, where MEMIT has 96 and 77.
 # - MEND and SERAC are trained for only a few steps here and do not yet write the fact.
 #   {doc}`10_table1` has all methods in full.
+# - Retrieval costs nothing when a fact is edited, and pays with every query: a prompt in scope is
+#   four times as long.
 
 # %% tags=["hide-input"]
 import os
@@ -243,6 +245,21 @@ print(f"edits within a cosine of {numbers.threshold} are read; prompt, "
 print([round(p, 2) for p in after["retrieval"][:3]])
 
 # %% [markdown]
+# Its cost comes with every query, not with the edit. A prompt in scope is longer by the edit's
+# entry; every prompt, in scope or not, is compared with all edits (a sparse product, one row an
+# edit):
+
+# %%
+from ece.baselines.retrieval import ENTRY
+from ece.facts import encode
+
+many = atlas.facts("counterfact", 100)
+entries = [ENTRY.format(one.text, one.target) for one in many]
+bare, more = (sum(len(encode(tokenizer, text)) for text in texts) / 100
+              for texts in ([one.text for one in many], entries))
+print(f"a prompt: {bare:.1f} tokens, in scope {more:.1f} more")
+
+# %% [markdown]
 # ## ROME: one fact, exactly
 #
 # ROME {cite:p}`meng2022rome` treats a down-projection as a memory with $W k = v$ and writes one
@@ -437,6 +454,7 @@ for name in ("rome", "memit", "ft-m"):
 
 # %%
 if MODEL == "atlas-gpt2" and not DATA:
+    assert round((bare + more) / bare) == 4
     for name in ("rome", "memit", "alphaedit", "blue", "rect", "prune"):
         assert after[name][0] > 0.9 and after[name][2] > before[2] - 0.05
     for name in ("ft-l", "ft-w", "ft-m"):

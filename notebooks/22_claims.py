@@ -437,6 +437,8 @@ assert found["Anchors make the search for values faster"] == "holds"
 assert found["ECE edits better than its baselines"] == "does not hold"
 assert found["... and nothing simpler does it"] == "does not hold"
 assert found["p = 0.8 is a good share"] == "does not hold"
+
+# %%
 history, ece = side.loc["memit-history"], side.loc["ece-rs"]
 assert (
     history[["efficacy", "generalization", "specificity"]]
