@@ -87,7 +87,7 @@ def new_state(
     """Start a sequence: contexts drawn, no history; its last `undo` batches can be undone."""
     strategy = strategy or Strategy()
     check_setting(model, config, strategy)
-    if not isinstance(undo, int) or undo < 1:
+    if type(undo) is not int or undo < 1:
         raise ConfigError(f"'undo' is {undo!r}; it should be a whole number of batches >= 1")
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         raise ModelError(f"the tokenizer has {len(tokenizer)} tokens, the model fewer; "

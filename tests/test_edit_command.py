@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib.resources import files
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from ece.facts import Fact
 from ece.storage import load_edits, toggle
 
 HEAD = "prompt,subject,target"
+SHORT = ["--model", "atlas-gpt2", "--method", "memit", "--stats-tokens", "2000"]
+PRESET = str(files("ece.presets") / "atlas-gpt2.toml")
 ROWS = (
     "{} lives in,Mira Velan,Oslo",
     '"The trade of {}, all agree, is",Tor Asken,miller',
@@ -111,6 +114,33 @@ def test_what_edits_no_layers_is_refused(tmp_path, capsys):
     assert "--method" in capsys.readouterr().err
 
 
+def test_a_method_that_acts_when_the_model_is_used_is_refused(tmp_path, capsys):
+    words = ["edit", str(table(tmp_path)), "--model", "atlas-gpt2", "--method", "prune"]
+    assert main(words) == 2 and not (tmp_path / "edits.safetensors").exists()
+    assert "restrains the update when the model is used" in capsys.readouterr().err
+
+
+def test_contradicting_rows_are_refused_before_the_second_moments(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ece.experiments.edit.statistics", None)
+    file = table(tmp_path, rows=(ROWS[0], ROWS[0]))
+    assert main(["edit", str(file), *SHORT, "--out", str(tmp_path / "out")]) == 2
+    assert "repeats" in capsys.readouterr().err
+
+
+def test_files_toggled_together_are_each_told_by_their_own_turn(tmp_path, capsys):
+    places = [str(tmp_path / name) for name in ("one", "edited", "two", "both")]
+    one, edited, two, both = places
+    assert main(["edit", str(table(tmp_path)), *SHORT, "--out", one, "--save", edited]) == 0
+    other = table(tmp_path, rows=("{} lives in,Rok Simmer,Oslo",))
+    assert main(["edit", str(other), "--model", edited, "--preset", PRESET, *SHORT[2:],
+                 "--stats-text", "python-docs", "--out", two]) == 0  # fmt: skip
+    capsys.readouterr()
+    words = ["--model", "atlas-gpt2", "--toggle", "--save", both]
+    assert main(["edits", f"{one},{two}", *words]) == 0
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert [row.split()[-1] for row in rows] == ["edited", "edited"]
+
+
 def test_a_folder_of_work_lets_the_command_go_on(tmp_path, capsys):
     words = ["edit", str(table(tmp_path)), "--model", "atlas-gpt2", "--stats-tokens", "2000",
              "--batch", "1", "--json"]  # fmt: skip
@@ -130,9 +160,6 @@ def test_an_adapter_is_not_written_from_parts(tmp_path, capsys):
     words = ["--sharding", "tp", "--adapter", str(tmp_path / "adapter")]
     assert main(["edit", str(table(tmp_path)), "--model", "atlas-gpt2", *words]) == 2
     assert "'sharding' and 'adapter'" in capsys.readouterr().err
-
-
-SHORT = ["--model", "atlas-gpt2", "--method", "memit", "--stats-tokens", "2000"]
 
 
 def test_edits_in_half_precision_are_found_applied_and_taken_back(tmp_path, capsys):

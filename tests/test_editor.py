@@ -757,7 +757,7 @@ def test_layers_cannot_change_between_batches(model, tokenizer, facts, stats, co
         edit_batch(model, tokenizer, facts[2:4], stats, once, replace(config, layers=(0, 2)))
 
 
-@pytest.mark.parametrize("depth", [0, -1, 2.5, "3", None])
+@pytest.mark.parametrize("depth", [0, -1, 2.5, "3", None, True])
 @one_family
 def test_the_depth_of_undo_is_a_whole_number(model, tokenizer, config, untyped, depth):
     with pytest.raises(ConfigError, match="'undo'"):

@@ -39,6 +39,7 @@ def names(found) -> list[str]:
 
 def test_cells_are_all_combinations(file):
     found = cells(file)
+    assert cells(file, (name for name in ["one"])) == found, "any iterable of names will do"
     assert len(found) == 4 and names(found)[3] == "atlas-gpt2_memit_counterfact_4x2_lam-20.0_s1"
     wanted = Settings(method="memit", seed=1, facts=4, batch=2, config={"lam": 20.0})
     assert list(found.values())[3] == wanted

@@ -9,11 +9,12 @@ from torch import nn
 from ece.baselines import BASELINES, Task
 from ece.baselines.memory import View
 from ece.baselines.retrieval import ENTRY
-from ece.errors import ConfigError
-from ece.evaluation.generation import generate
+from ece.errors import ConfigError, DataError
+from ece.evaluation.generation import answer, generate
 from ece.evaluation.metrics import evaluate
 from ece.evaluation.teacher_forcing import score_answers
 from ece.facts import encode, target_ids
+from ece.model import room
 
 RETRIEVAL = BASELINES["retrieval"]
 
@@ -62,6 +63,25 @@ def test_a_later_edit_of_a_prompt_holds_and_an_empty_memory_is_the_model(task, f
     empty = RETRIEVAL.view(task, [])
     one, other = (evaluate(m, task.tokenizer, facts) for m in (empty, task.model))
     assert one.efficacy_top1.tolist() == other.efficacy_top1.tolist()
+
+
+def test_free_answers_do_not_depend_on_the_prompts_beside(task, facts):
+    view, texts = RETRIEVAL.view(task, facts), [fact.text for fact in facts]
+    assert len({len(encode(task.tokenizer, text)) for text in texts}) > 1, "some are padded"
+    alone = [answer(view, task.tokenizer, [text])[0] for text in texts]
+    assert answer(view, task.tokenizer, texts) == alone
+    assert alone != answer(task.model, task.tokenizer, texts)
+
+
+def test_a_prompt_that_is_too_long_behind_its_edit_is_refused(task, facts):
+    view, most = RETRIEVAL.view(task, facts), room(task.model)
+    fact = facts[0]
+    long = " ".join([fact.text] * (most // len(encode(task.tokenizer, fact.text))))
+    closed = RETRIEVAL.view(task, [replace(fact, prompt=long.replace(fact.subject, "{}", 1))])
+    with pytest.raises(DataError, match="the edit before it"):
+        score_answers(closed, task.tokenizer, [(long, fact.target)])
+    with pytest.raises(DataError, match="the edit before it"):
+        answer(view, task.tokenizer, [" ".join([fact.text] * 2)], tokens=most - 40)
 
 
 def test_no_weight_changes(task, facts):

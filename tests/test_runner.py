@@ -348,6 +348,11 @@ def test_the_cache_holds_statistics_by_what_they_are_of(again, settings, tmp_pat
     }
     again(replace(settings, stats_tokens=60), cache=cache)
     assert len(list(cache.glob("stats-*.safetensors"))) == 2
+    again(settings, None, tmp_path / "one", cache)
+    before = {kind: len(list(cache.glob(f"{kind}-*"))) for kind in ("stats", "values")}
+    again(replace(settings, matmul="medium"), None, tmp_path / "two", cache)
+    for kind, count in before.items():  # other products, other numbers
+        assert len(list(cache.glob(f"{kind}-*"))) > count > 0, kind
 
 
 def test_a_fact_that_the_model_cannot_read_is_named_before_the_run(again, settings, tmp_path):

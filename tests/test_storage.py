@@ -8,6 +8,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -296,7 +297,10 @@ def test_an_interrupted_pass_is_never_mixed_with_another(model, tokenizer, tmp_p
             StateError, match="c0.part is of another run .'texts' differs.*remove it"
         ):
             moments(model, tokenizer, texts, (0, 1), path, 100)
-    names = lambda tokenizer, text: [True] * 999  # noqa: E731
+
+    def names(tokenizer, text):
+        return [True] * 999
+
     for name, layers, budget, select in (
         ("max_tokens", (0, 1), 50, None),
         ("layers", (0,), 100, None),
@@ -308,6 +312,9 @@ def test_an_interrupted_pass_is_never_mixed_with_another(model, tokenizer, tmp_p
         moments(build(model.config.model_type, 1), tokenizer, TEXTS[:40], (0, 1), path, 100)
     with pytest.raises(StatsError, match="one string"):
         moments(model, tokenizer, "a text", (0, 1), tmp_path / "new")
+    for nameless in (partial(names), lambda tokenizer, text: [True] * 999):
+        with pytest.raises(StatsError, match="a function with a name"):
+            moments(model, tokenizer, TEXTS, (0, 1), tmp_path / "new", select=nameless)
 
 
 def test_finished_moments_are_read_and_only_for_what_they_are(stats, model, tokenizer, tmp_path):

@@ -42,6 +42,11 @@ def test_braces_in_a_record_are_text():
     assert "a {tall} building" in item.prompt
 
 
+def test_items_need_a_source():
+    with pytest.raises(DataError, match="need a source"):
+        load_items("sst2")
+
+
 def test_the_published_slips_are_made_only_on_demand():
     plain, slip = (load_items("rte", records=[PAIR], compat=c)[0] for c in (False, True))
     assert (plain.answer, slip.answer) == ("False", "True"), "1 is no entailment"

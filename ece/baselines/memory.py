@@ -10,7 +10,9 @@ from torch.nn.functional import pad
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import ModelOutput
 
+from ece.errors import DataError
 from ece.facts import pad as pad_rows
+from ece.model import room
 
 Scope = Callable[[list[list[int]]], Int[Tensor, " row"]]
 """Finds the number of the edit that each row of tokens needs; -1: none."""
@@ -106,6 +108,7 @@ class View(nn.Module):
     def _answers(self, rows: list[list[int]], found: list[tuple[Span, int]]) -> Tensor:
         """Give the answerer's logits in spans, each after the edit it needs."""
         whole = [[*self.entries[e], *rows[span.row][self.cut : span.end]] for span, e in found]
+        self._fits(whole)
         ids, mask = (tensor.to(self.device) for tensor in pad_rows(whole))
         keep = torch.zeros_like(mask)
         for i, (row, (span, _)) in enumerate(zip(whole, found, strict=True)):
@@ -113,19 +116,29 @@ class View(nn.Module):
         inputs = dict(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep)
         return self.answerer(**inputs).logits
 
+    def _fits(self, rows: list[list[int]], more: int = 0) -> None:
+        """Raise `DataError` for a prompt that is too long once its edit stands before it."""
+        size, most = max(map(len, rows)) + more, room(self.answerer)
+        if size > most:
+            raise DataError(f"a prompt, the edit before it and {more} new tokens take {size} "
+                            f"tokens, the model reads {most}; shorten the prompt")  # fmt: skip
+
     @torch.no_grad()
     def generate(self, ids: Int[Tensor, "row token"], max_length: int, **options) -> Tensor:
         """Write texts up to `max_length` tokens; a row's scope is decided once, by its prompt.
 
-        ids: prompts of one length, without padding. The base model goes on with all of them, so
-        that what it writes out of scope is bit for bit its own.
+        ids: prompts, padded on the left where the mask among `options` says so. The base model
+        goes on with all of them, so that what it writes out of scope is bit for bit its own.
         """
         texts = self.base.generate(ids, max_length=max_length, **options)
-        entry = self.route(ids.tolist()).to(ids.device)
+        real = options.get("attention_mask", torch.ones_like(ids)).bool()
+        given = [row[own].tolist() for row, own in zip(ids, real, strict=True)]
+        entry = self.route(given).to(ids.device)
         inside = entry >= 0
         if inside.any():
-            chosen = zip(entry[inside].tolist(), ids[inside].tolist(), strict=True)
+            chosen = [(i, row) for i, row in zip(entry.tolist(), given, strict=True) if i >= 0]
             rows = [[*self.entries[i], *row[self.cut :]] for i, row in chosen]
+            self._fits(rows, max_length - ids.shape[1])
             new = self._continue(rows, max_length - ids.shape[1], options)
             parts = [texts, torch.cat([ids[inside], new], 1)]  # either may have stopped early
             width, filler = max(part.shape[1] for part in parts), options.get("pad_token_id", 0)

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from ece.baselines.base import Baseline, Task, Weights, identity
 from ece.facts import Fact
 from ece.storage import checksum, load, locked, remove, save
@@ -14,13 +16,14 @@ def trained(
 ) -> Weights:  # fmt: skip
     """Train `baseline` on `facts`; with a folder, once, and saved there under a name of its own.
 
-    The name is a digest of the model, the facts and the settings. A training that was killed
-    goes on from its last state in the folder; one that another process is at is waited for.
+    The name is a digest of the model, the facts, the settings and what computes. A training that
+    was killed goes on from its last state there; one that another process is at is waited for.
     """
     task = baseline.learning(task)
     if folder is None:
         return baseline.train(task, facts, None, progress)
-    name = f"{type(task.numbers).__name__.lower()}-{checksum(identity(task, facts))[:16]}"
+    by = torch.get_float32_matmul_precision(), task.model.device.type
+    name = f"{type(task.numbers).__name__.lower()}-{checksum((identity(task, facts), by))[:16]}"
     path = Path(folder) / f"{name}.safetensors"
     with locked(path, wait=True):
         if not path.exists():

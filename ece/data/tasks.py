@@ -59,6 +59,8 @@ def load_items(
     """
     if task not in TASKS:
         raise DataError(f"unknown task '{task}'; known: {', '.join(TASKS)}")
+    if path is None and records is None:
+        raise DataError(f"items of {task} need a source; name a file of records, or 'hub'")
     source = str(path or "the given records")
     if records is None:
         records = hub_records(task) if path == "hub" else read_records(path)

@@ -15,6 +15,7 @@ from tyro.conf import Positional
 
 from ece import Config, Fact, Strategy, edit_sequence, engine, load
 from ece.baselines import STRATEGIES
+from ece.checks import validate
 from ece.data.table import facts_from_table
 from ece.data.texts import PYTHON_DOCS
 from ece.engine.parallel import Processes, Together
@@ -26,16 +27,9 @@ from ece.experiments.inputs import check_writable, statistics
 from ece.experiments.spec import Count, Dtype, Settings
 from ece.fingerprint import fingerprint
 from ece.loading.sharding import save_model
-from ece.storage import (
-    Folder,
-    edits_since,
-    load_edits,
-    run_sequence,
-    save_adapter,
-    save_edits,
-    snapshot,
-)
-from ece.storage.edits import EditSet, standing, toggle
+from ece.sequence import split
+from ece.storage import Folder, run_sequence, save_adapter, snapshot
+from ece.storage.edits import EditSet, edits_since, load_edits, save_edits, standing, toggle
 from ece.storage.folder import Shared
 
 SHOWN, TOKENS = 10, 8
@@ -53,7 +47,7 @@ class Options:
     """Embedded model, hub name, folder or GGUF file."""
     method: str = "ece-plus"
     """ECE with one of its scores (ece-as, ece-wi, ece-rs), ece-plus, memit-history, memit, rome,
-    alphaedit, blue, rect or prune."""
+    alphaedit, blue or rect."""
     batch: Count = 100
     """Facts written at once."""
     device: str | None = None
@@ -101,6 +95,10 @@ class Options:
         if not made.edits:
             raise ConfigError(f"setting 'method' is {self.method!r}; it edits no chosen layers, so "
                               "there are no edits to save; choose another")  # fmt: skip
+        if type(made.strategy()).view is not Strategy.view:
+            raise ConfigError(f"setting 'method' is {self.method!r}; it restrains the update when "
+                              "the model is used, which no file of edits does; choose another, or "
+                              "measure it by `ece run`")  # fmt: skip
         return made
 
 
@@ -156,6 +154,8 @@ def main(options: Options, progress: Callable, crew: Processes | None = None) ->
                           "the adapter from them in one process")  # fmt: skip
     model, tokenizer = _loaded(options, crew)
     config, strategy = settings.configure(), settings.strategy()
+    for part in split(facts, settings.batch):  # before the second moments, which take long
+        validate(part, tokenizer, model)
     mark = fingerprint(model)
     stats, _ = statistics(model, tokenizer, settings, config, strategy, mark, None, progress, crew)
     old, before = _measured(model, tokenizer, facts), snapshot(model, config.layers)
@@ -275,12 +275,14 @@ def listing(options: Listing) -> None:
         if options.toggle:
             check_writable(options.save)
         model, tokenizer = load(options.model, None, getattr(torch, *dtypes))
-    for edits in sets.values() if options.toggle else ():
-        toggle(model, edits)
+    rows = []
+    for path, edits in sets.items():
+        if options.toggle:
+            toggle(model, edits)
+        rows.append(_row(path, edits, model))  # at once: later edits may lie on top of these
     if options.toggle:
         save_model(model, options.save)
         tokenizer.save_pretrained(options.save)
-    rows = [_row(path, edits, model) for path, edits in sets.items()]
     sys.stdout.write(pd.DataFrame(rows).to_string(index=False) + "\n")
 
 

@@ -82,6 +82,7 @@ def cells(path: str | Path, only: Iterable[str] | None = None) -> dict[str, Sett
         raise ConfigError(f"{path}: {error.strerror}; name a grid file") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}; correct it") from error
+    only = None if only is None else list(only)
     unknown = sorted(set(only or ()) - set(tables))
     if unknown:
         raise ConfigError(f"{path} has no table '{unknown[0]}'; known: {', '.join(tables)}")

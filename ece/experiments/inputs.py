@@ -97,7 +97,8 @@ def statistics(
     """
     text, path = settings.stats_text, settings.stats
     if path is None and cache is not None:
-        parts = [mark, config.layers, config.max_tokens, settings.stats_tokens]
+        parts = [mark, config.layers, config.max_tokens, settings.stats_tokens,
+                 settings.matmul, model.device.type]  # fmt: skip
         name = run_id({"parts": parts, "text": source_checksum(text)})
         path = Path(cache) / f"stats-{name}.safetensors"
     there, silent = path and Path(path).exists(), text is None and not settings.embedded

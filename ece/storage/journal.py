@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ece.checks import validate
@@ -221,7 +222,8 @@ def _shared(model, tokenizer, part, state, config, cache: Path | None, engine) -
     entries = state.strategy.entries(config)
     plain = replace(config, layers=entries, lam=1.0, ridge=0.0, **alone)
     weights, known = (state.fingerprint, state.weights), (state.contexts, state.learned)
-    path = cache / f"values-{checksum((weights, known, asdict(plain), part))}.safetensors"
+    by = torch.get_float32_matmul_precision(), model.device.type
+    path = cache / f"values-{checksum((weights, known, by, asdict(plain), part))}.safetensors"
     if path.exists():
         return load(path, "values", (Values, Groups))
     found = compute_values(model, tokenizer, part, state, config, engine)

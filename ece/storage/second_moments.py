@@ -35,7 +35,10 @@ def moments(
     """
     if isinstance(texts, str):
         raise StatsError("texts is one string; give a list of texts")
-    texts, counted = list(texts), getattr(select, "__name__", "all")
+    texts, counted = list(texts), "all" if select is None else getattr(select, "__name__", "<")
+    if counted.startswith("<"):
+        raise StatsError(f"'select' is {select!r}; give a function with a name, by which the file "
+                         "knows the tokens counted")  # fmt: skip
     shared, first = isinstance(crew, Together), crew is None or crew.rank == 0
     digest, part = checksum(texts), Path(f"{path}.part{crew.rank if shared else ''}")
     identity = {"model": fingerprint(model), "layers": layers, "max_tokens": max_tokens,
