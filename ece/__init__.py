@@ -15,16 +15,7 @@ from ece.sequence import edit_sequence
 from ece.state import EditState, new_state, undo
 from ece.strategy import Strategy
 
-FOLDERS = (
-    "atlas",
-    "baselines",
-    "data",
-    "engine",
-    "evaluation",
-    "experiments",
-    "presets",
-    "storage",
-)
+FOLDERS = "atlas baselines data engine evaluation experiments presets storage".split()
 
 
 def __getattr__(name: str):
@@ -36,21 +27,6 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'ece' has no attribute '{name}'")
 
 
-__all__ = [
-    "Config",
-    "EditError",
-    "EditState",
-    "Fact",
-    "Report",
-    "Stats",
-    "Strategy",
-    "blend",
-    "compute_values",
-    "edit_batch",
-    "edit_sequence",
-    "load",
-    "new_state",
-    "second_moment",
-    "sites",
-    "undo",
-]
+__all__ = ["Config", "EditError", "EditState", "Fact", "Report", "Stats", "Strategy", "blend",
+           "compute_values", "edit_batch", "edit_sequence", "load", "new_state", "second_moment",
+           "sites", "undo"]  # fmt: skip

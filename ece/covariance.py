@@ -79,9 +79,8 @@ def second_moment(
         raise StatsError(f"layers is {layers}, max_tokens {max_tokens}; give layers and tokens")
     check_mode(model)
     length = min(getattr(model.config, "max_position_embeddings", ROW), ROW, max_tokens)
-    sums, tokens, done = {n: t.clone() for n, t in (start.sums if start else {}).items()}, 0, 0
-    if start:
-        tokens, done = start.tokens, start.forwards
+    start = start or Sums({}, 0, 0)
+    sums, tokens, done = {n: t.clone() for n, t in start.sums.items()}, start.tokens, start.forwards
     groups = packed(tokenizer, texts, length, max(1, max_tokens // length), select)
     if crew is not None:
         groups = crew.share(groups)

@@ -161,6 +161,6 @@ def undo(model: nn.Module, state: EditState, batches: int = 1) -> EditState:
 
 
 def restore(model: nn.Module, masks: dict[int, Tensor], columns: dict[int, Tensor]) -> None:
-    """Write columns back into the edit layers' weights."""
+    """Write columns back into the edit layers' weights; whole weights where there is no mask."""
     for site in sites(model, tuple(columns)):
-        site.write(columns[site.layer], masks[site.layer])
+        site.write(columns[site.layer], masks.get(site.layer))

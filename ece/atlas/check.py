@@ -8,7 +8,7 @@ from ece.atlas.world import World, build
 from ece.data import facts_from_counterfact
 from ece.evaluation.abilities import Item, rates, verdicts
 from ece.evaluation.causal_tracing import swap
-from ece.evaluation.metrics import evaluate, recall
+from ece.evaluation.metrics import evaluate, known, recall
 from ece.facts import Fact
 
 RECALL = 98.0
@@ -43,18 +43,15 @@ def recalls(model, tokenizer, world: World) -> dict:
     return rates
 
 
-def swap_effect(model, tokenizer, facts: list[Fact], pairs: int = 200, at: str = "subject"):
-    """Trace by interchange over pairs of known facts of one relation, per layer, in [0, 1]."""
-    known = recall(model, tokenizer, [f.text for f in facts], [f.true for f in facts])
+def swap_effect(model, tokenizer, facts: list[Fact]):
+    """Trace by interchange over 200 pairs of known facts of one relation, per layer, in [0, 1]."""
     waiting: dict[str, Fact] = {}
     found = []
-    for fact, knows in zip(facts, known, strict=True):
-        other = waiting.get(fact.relation)
-        if knows and other is not None and other.true != fact.true:
+    for fact in known(model, tokenizer, facts):
+        other = waiting.setdefault(fact.relation, fact)
+        if other.true != fact.true:
             found.append((waiting.pop(fact.relation), fact))
-        elif knows and other is None:
-            waiting[fact.relation] = fact
-    return swap(model, tokenizer, found[:pairs], at)
+    return swap(model, tokenizer, found[:200])
 
 
 def accuracy(model, tokenizer, items: list[Item]) -> float:

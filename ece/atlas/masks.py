@@ -8,7 +8,7 @@ at test time.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -86,9 +86,7 @@ def attention_masked(early: list[nn.Module]) -> Iterator[list]:
     def narrow(_module: nn.Module, arguments: tuple, named: dict) -> tuple[tuple, dict]:
         return arguments, named if holder[0] is None else named | {"attention_mask": holder[0]}
 
-    handles = [m.register_forward_pre_hook(narrow, with_kwargs=True) for m in early]
-    try:
+    with ExitStack() as hooks:
+        for module in early:
+            hooks.enter_context(module.register_forward_pre_hook(narrow, with_kwargs=True))
         yield holder
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, PretrainedConfig
 
+from ece import storage
 from ece.atlas.batches import Batch, Batches, Mixture
 from ece.atlas.masks import attention_masked, mlp_masked
 from ece.atlas.tokenizer import build_tokenizer
@@ -117,7 +118,7 @@ def train(name: str, recipe: Recipe, out: Path, work: Path, progress: Callable |
     model = AutoModelForCausalLM.from_config(architecture(recipe, len(tokenizer)))
     opt = optimizer_of(model, recipe.lr, recipe.decay)
     batches = Batches(world, tokenizer, recipe.mixture, recipe.seed)
-    path = work / f"{name}.pt"
+    path = work / f"{name}.safetensors"
     first = _restore(path, recipe, model, opt)
     inner, site = blocks(model), recipe.mixture.site
     early = [attention_of(block) for block in inner[: site + 1]] if recipe.mixture.late else []
@@ -154,18 +155,14 @@ def _step(model, opt, batch: Batch, masks: tuple, recipe: Recipe, step: int) -> 
 
 
 def _save(path: Path, recipe: Recipe, step: int, model: nn.Module, opt) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {"recipe": json.dumps(asdict(recipe)), "step": step, "model": model.state_dict(),
-             "optimizer": opt.state_dict()}  # fmt: skip
-    fresh = path.with_suffix(".tmp")
-    torch.save(state, fresh)
-    fresh.replace(path)
+    state = {"recipe": asdict(recipe), "step": step, "model": model.state_dict()}
+    storage.save(path, "atlas", state | {"optimizer": opt.state_dict()})
 
 
 def _restore(path: Path, recipe: Recipe, model: nn.Module, opt) -> int:
     """Load an earlier run of the same recipe, and return the step to go on from."""
-    state = torch.load(path, weights_only=True) if path.exists() else {"recipe": None}
-    if state["recipe"] != json.dumps(asdict(recipe)):
+    state = storage.load(path, "atlas") if path.exists() else {"recipe": None}
+    if state["recipe"] != asdict(recipe):
         return 0
     model.load_state_dict(state["model"])
     opt.load_state_dict(state["optimizer"])

@@ -1,5 +1,7 @@
 """Least squares over all neurons whose old knowledge never changes: factorised once a sequence."""
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -45,6 +47,8 @@ class LeastSquares(Strategy):
     """Whether keys of earlier batches count as knowledge to keep."""
 
     chooses = False
+    slack: ClassVar[float] = 1.0
+    """How much each key may miss its residual, as in `solve_factored`; 0 writes it exactly."""
 
     def prepare(self, moment: Float[Tensor, "ff ff"], config: Config) -> Tensor | None:
         r"""Factorise $\lambda C_0$ once where there is no history to add to it."""
@@ -54,4 +58,4 @@ class LeastSquares(Strategy):
         """Solve Eq 4 from the factor, or Eq 14 with the history."""
         if self.history:
             return super().solve(R, K, known, config)
-        return solve_factored(R, K, known.prepared, 1.0)
+        return solve_factored(R, K, known.prepared, self.slack)

@@ -19,6 +19,7 @@ from ece.covariance import Stats, blend, second_moment
 from ece.descent import COLUMNS, Values
 from ece.editor import compute_values, edit_batch
 from ece.evaluation.metrics import KINDS, evaluate
+from ece.experiments.results import rounded
 from ece.facts import Fact
 from ece.fingerprint import fingerprint
 from ece.model import sites
@@ -135,7 +136,8 @@ def stage_row(bench: Bench, stage: Stage, some: int | None = None, times: int = 
         with restored(bench.model, config.layers):
             runs.append(measured(work, bench.device))
             if not (number or bench.random or some):  # all runs write the same
-                quality = _quality(bench, facts)
+                found = evaluate(bench.model, bench.tokenizer, facts).summary()
+                quality = rounded(found, (*KINDS, "score"))
     (steps, seconds), _, peak = sorted(runs, key=lambda run: sum(run[0][1].values()))[times // 2]
     seconds = {name: s * (1 if name == "solve" else scale) for name, s in seconds.items()}
     few = facts[:COUNTED] if stage.way == "naive" else facts
@@ -196,12 +198,6 @@ def restored(model: nn.Module, layers: tuple[int, ...]) -> Iterator[None]:
     finally:
         for weight, copy in before:
             weight.copy_(copy)
-
-
-def _quality(bench: Bench, facts: list[Fact]) -> dict:
-    """Measure the rates after the edit, in percent."""
-    found = evaluate(bench.model, bench.tokenizer, facts).summary()
-    return {n: None if found[n] is None else round(found[n], 4) for n in (*KINDS, "score")}
 
 
 def sweep(bench: Bench, every: list[Fact], sizes: Sequence[int]) -> list[dict]:

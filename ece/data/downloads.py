@@ -14,17 +14,13 @@ import pooch
 
 from ece.data.schema import checksum
 from ece.errors import DataError
+from ece.loading.gguf import cache
 
 MEMIT = "https://memit.baulab.info/data/dsets/"
 ROME = "https://rome.baulab.info/data/dsets/"
 FILES = {"multi_counterfact.json": MEMIT, "counterfact.json": ROME, "zsre_mend_eval.json": MEMIT,
          "attribute_snippets.json": MEMIT, "idf.npy": MEMIT, "tfidf_vocab.json": MEMIT}  # fmt: skip
 """File -> the address of its folder. By far the largest are the snippets, about 900 MB."""
-
-
-def cache() -> Path:
-    """Find the folder of downloads: the environment variable ECE_CACHE, else the user's cache."""
-    return Path(os.environ.get("ECE_CACHE") or pooch.os_cache("ece"))
 
 
 def fetch(

@@ -180,14 +180,14 @@ def run(walk: Walk, part: Part, past: Past, last: int) -> Float[Tensor, "row tok
     """
     cache = cached(past, part.head, walk.layer)
     with torch.no_grad(), between(walk.model, walk.layer, last, embedded=True) as base:
-        states = base(
-            inputs_embeds=part.states,
-            attention_mask=part.mask,
-            position_ids=part.positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
+        states = run_on(base, part.states, part.mask, part.positions, cache)
     return states.to(part.states.device)
+
+
+def run_on(base: nn.Module, states: Tensor, mask: Tensor, positions: Tensor, cache) -> Tensor:
+    """Run the base model's blocks on states `[row, token, d]` that follow the cache's tokens."""
+    return base(inputs_embeds=states, attention_mask=mask, position_ids=positions,
+                past_key_values=cache, use_cache=cache is not None).last_hidden_state  # fmt: skip
 
 
 def cached(past: Past, rows: Int[Tensor, " row"], first: int) -> DynamicCache | None:

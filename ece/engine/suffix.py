@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from ece.engine.prefix import Part, Passed, Past, Walk, cached, masked
+from ece.engine.prefix import Part, Passed, Past, Walk, cached, masked, run_on
 from ece.hooks import add_at
 from ece.model import between, sites
 
@@ -57,13 +57,8 @@ class Upper:
         for block, (keys, values) in enumerate(self.past, self.layer + 1):
             cache.update(keys, values, block)
         with entry, between(self.model, self.layer + 1, embedded=True) as base:
-            states = base(
-                inputs_embeds=torch.cat([first, self.hidden[:, 1:]], 1),
-                attention_mask=self.mask,
-                position_ids=self.positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
+            states = torch.cat([first, self.hidden[:, 1:]], 1)
+            states = run_on(base, states, self.mask, self.positions, cache)
         return states.to(self.hidden.device)
 
     def take(self, rows: Int[Tensor, " kept"], width: int | None = None) -> "Upper":
@@ -110,17 +105,9 @@ def lift(passed: Passed, part: Part, above: Past, begin: Int[Tensor, " row"]) ->
     shared = walk.heads.states.shape[1]
     # The beginnings come first, then the row's own earlier tokens; each may be shorter than wide.
     lead = part.mask[:, :, :1, :shared].expand(-1, -1, size, -1)
-    own = masked(begin, before, size, part.states.dtype)
-    past = _past(walk, part, above, before)
-    return Upper(
-        walk.model,
-        walk.layer - 1,
-        hidden,
-        part.positions.gather(1, at),
-        torch.cat([lead, own], 3),
-        past,
-        passed.gain,
-    )
+    mask = torch.cat([lead, masked(begin, before, size, part.states.dtype)], 3)
+    places, past = part.positions.gather(1, at), _past(walk, part, above, before)
+    return Upper(walk.model, walk.layer - 1, hidden, places, mask, past, passed.gain)
 
 
 def _past(walk: Walk, part: Part, above: Past, before: int) -> Past:
@@ -130,11 +117,6 @@ def _past(walk: Walk, part: Part, above: Past, before: int) -> Past:
         cache = DynamicCache() if cache is None else cache
         shared = walk.heads.states.shape[1]
         with between(walk.model, walk.layer, embedded=True) as base:
-            base(
-                inputs_embeds=part.states[:, :before],
-                attention_mask=part.mask[:, :, :before, : shared + before],
-                position_ids=part.positions[:, :before],
-                past_key_values=cache,
-                use_cache=True,
-            )
+            seen = part.mask[:, :, :before, : shared + before]
+            run_on(base, part.states[:, :before], seen, part.positions[:, :before], cache)
     return [(c.keys, c.values) for c in cache.layers[walk.layer :]] if cache else []

@@ -115,7 +115,7 @@ class Scores:
         rates |= {n: column for n, column in found.items() if n not in (*kinds, "predictions")}
         units = {name: 1 if name == "fluency" else 100 for name in rates}
         rates = {n: units[n] * column[~np.isnan(column)] for n, column in rates.items()}
-        result = {name: _mean(column) for name, column in rates.items()}
+        result = {n: float(c.mean()) if len(c) else np.nan for n, c in rates.items()}
         result["score"] = harmonic([result[kind] for kind in KINDS])
         if UNEDITED in kinds:
             result["score_unedited"] = harmonic([result[kind] for kind in (*KINDS[:2], UNEDITED)])
@@ -220,10 +220,6 @@ def _per_fact(numbered, kind: str, values, count: int) -> Float[np.ndarray, " fa
     total = np.bincount(owner, weights=values[chosen], minlength=count)
     with np.errstate(invalid="ignore"):
         return total / number
-
-
-def _mean(column) -> float:
-    return float(column.mean()) if len(column) else float("nan")
 
 
 def _half_width(column) -> float:

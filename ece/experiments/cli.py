@@ -7,7 +7,6 @@ the method is a flag, with the preset of that model and method as default: see t
 by `ece run --method memit --help`. Lists are written 4,5,6, and nothing is written none.
 """
 
-import inspect
 import json
 import os
 import re
@@ -24,6 +23,9 @@ import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+from ece.atlas import command as atlas
+from ece.bench import cli as bench
+from ece.bench import plan
 from ece.errors import EditError, checked
 from ece.evaluation.metrics import KINDS
 from ece.experiments import edit, grid, tune
@@ -71,14 +73,16 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write(f"ece {version('ece')}\n")
         return 0
     if name not in COMMANDS:
-        lines = (f"  {n:9}{inspect.getdoc(f).splitlines()[0]}\n" for n, f in COMMANDS.items())
+        lines = (f"  {n:9}{one.__doc__.splitlines()[0]}\n" for n, (one, _) in COMMANDS.items())
         wanted = name in ("-h", "--help")
         (sys.stdout if wanted else sys.stderr).write(
             f"usage: ece {{{','.join(COMMANDS)}}} ... (each has --help)\n\n{''.join(lines)}"
         )
         return 0 if wanted else 2
     try:
-        code = COMMANDS[name](words) or 0
+        kind, call = COMMANDS[name]
+        given = words if call in (_run, tune.main) else read_options(kind, words, f"ece {name}")
+        code = call(given) or 0
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -120,60 +124,25 @@ def _run(words: list[str]) -> None:
     sys.stdout.write(json.dumps(record, allow_nan=False) + "\n" if output.json else _table(record))
 
 
-def _edit(words: list[str]) -> None:
-    """Edit facts of your own, from a CSV table, and save what changed."""
-    options = read_options(edit.Options, words, "ece edit")
+def _edit(options: edit.Options) -> None:
+    """Edit, with a progress bar, by all the processes that `torchrun` started."""
     with edit.crew(options.sharding) as crew, _bar() as progress:
         edit.main(options, progress, crew)
 
 
-def _edits(words: list[str]) -> None:
-    """List files of edits, and tell whether a model has them."""
-    edit.listing(read_options(edit.Listing, words, "ece edits"))
-
-
-def _grid(words: list[str]) -> None:
-    """Run the experiments that a file declares, each once."""
-    grid.main(read_options(grid.Options, words, "ece grid"))
-
-
-def _tune(words: list[str]) -> None:
-    """Choose settings for a model, and write them as a preset file."""
-    tune.main(words)
-
-
-def _collect(words: list[str]) -> None:
+def _collect(options: Collect) -> None:
     """Merge finished runs into the tables of results."""
-    options = read_options(Collect, words, "ece collect")
     count = collect(options.records, options.results)
     sys.stdout.write(f"{count} runs merged into {options.results}\n")
 
 
-def _bench(words: list[str]) -> None:
-    """Measure what editing costs, stage by stage."""
-    from ece.bench.cli import Options, main  # stands above this package
-
-    main(read_options(Options, words, "ece bench"))
-
-
-def _plan(words: list[str]) -> None:
-    """Compute what editing a model will take, from its configuration alone."""
-    from ece.bench import plan
-
-    plan.main(read_options(plan.Options, words, "ece plan"))
-
-
-def _atlas(words: list[str]) -> int:
-    """Train the embedded models, or check what they know."""
-    from ece.atlas.command import Options, main  # imports the trainer
-
-    return main(read_options(Options, words, "ece atlas"))
-
-
-COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
-    "edit": _edit, "edits": _edits, "run": _run, "grid": _grid, "tune": _tune,
-    "collect": _collect, "bench": _bench, "plan": _plan, "atlas": _atlas,
+COMMANDS: dict[str, tuple] = {
+    "edit": (edit.Options, _edit), "edits": (edit.Listing, edit.listing), "run": (_run, _run),
+    "grid": (grid.Options, grid.main), "tune": (tune.Options, tune.main),
+    "collect": (Collect, _collect), "bench": (bench.Options, bench.main),
+    "plan": (plan.Options, plan.main), "atlas": (atlas.Options, atlas.main),
 }  # fmt: skip
+"""Command -> what has its line of help, and what runs it: `run` and `tune` read their own flags."""
 
 
 def _check_out(path: Path, settings: Settings) -> None:

@@ -199,8 +199,7 @@ def _run(left: list[Settings], options: Options) -> None:
     calls = (delayed(_cell)(s, replace(s, device=device) if device else s, options, work)
              for s in left)  # fmt: skip
     names = Parallel(n_jobs=options.jobs, return_as="generator_unordered", batch_size=1)(calls)
-    show = dict(unit="cell", file=sys.stderr, disable=not sys.stderr.isatty())
-    with tqdm(names, total=len(left), **show) as bar:
+    with tqdm(names, total=len(left), unit="cell", disable=None) as bar:
         for name in bar:
             bar.set_description(name)
 

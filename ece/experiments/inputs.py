@@ -114,7 +114,7 @@ def statistics(
             return load_moments(place, model), ""
         hear = progress and (lambda n: progress("statistics", n, settings.stats_tokens))
         more = (config.layers, place, config.max_tokens, select, hear, crew)
-        return moments(model, tokenizer, _texts(settings, tokenizer), *more)
+        return moments(model, tokenizer, documents(settings, tokenizer), *more)
 
     stats, digest = passed(path)
     if share := getattr(strategy, "names", 0):
@@ -123,8 +123,8 @@ def statistics(
     return stats, {"digest": stats.digest, "texts": digest}
 
 
-def _texts(settings: Settings, tokenizer, spare: bool = False) -> Iterator[str]:
-    """Texts for the second moments, until they have the tokens allowed; `spare`: those behind."""
+def documents(settings: Settings, tokenizer, spare: bool = False) -> Iterator[str]:
+    """Read the second moments' texts, up to the tokens allowed; `spare`: those left over."""
     if settings.stats_text is not None:
         texts = read_texts(settings.stats_text)
     else:
@@ -136,11 +136,6 @@ def _texts(settings: Settings, tokenizer, spare: bool = False) -> Iterator[str]:
         elif left <= 0:
             return
         left -= len(encode(tokenizer, text)) if left > 0 else 0
-
-
-def spare_texts(settings: Settings, tokenizer) -> Iterator[str]:
-    """Texts of the same kind that the second moments have not seen."""
-    return _texts(settings, tokenizer, spare=True)
 
 
 def task_items(settings: Settings) -> dict[str, list[Item]]:

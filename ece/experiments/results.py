@@ -210,8 +210,6 @@ def rounded(rates: Mapping, names: Iterable[str] | None = None) -> dict:
 
 def write_record(record: Mapping, path: str | Path) -> None:
     """Write a run's record as indented JSON; a file there is replaced whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 
 

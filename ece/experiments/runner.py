@@ -20,16 +20,7 @@ from ece.evaluation.metrics import KINDS, Scores, join
 from ece.experiments.inputs import check_writable, facts, gather, stated, statistics
 from ece.experiments.order import labels, schedule
 from ece.experiments.results import SIX, provenance
-from ece.experiments.scoring import (
-    UNMEASURED,
-    Judge,
-    Measured,
-    baseline_record,
-    edit_record,
-    packed,
-    timed,
-    unpacked,
-)
+from ece.experiments.scoring import UNMEASURED, Judge, Measured, baseline_record, edit_record, timed
 from ece.experiments.side_effects import SideEffects, cases
 from ece.experiments.spec import Settings, run_id
 from ece.fingerprint import fingerprint
@@ -153,9 +144,9 @@ class Runner:
         key = checksum((self.mark, self.facts, parts, origin["identity"]["sources"]))
         path = Path(self.cache) / f"before-{key}.safetensors"
         if path.exists():
-            return unpacked(load_file(path, "before"))
+            return load_file(path, "before", [Scores])
         found = judge.score(self.model, self.facts)
-        save_file(path, "before", packed(found))
+        save_file(path, "before", found)
         return found
 
     def _origin(self, session: Session) -> dict:
@@ -248,10 +239,10 @@ class Runner:
                     point |= effects.measure(edited, self.facts[:end])
             done[number] = Measured(scores, own["evaluate"], point)
             if self.folder is not None:
-                done[number].save(self.folder, number)
+                self.folder.save("scores", number, done[number])
 
         record, seconds = session.write(on_written)
-        count = -(-len(self.facts) // self.settings.batch)
-        found = [done.get(i) or Measured.load(self.folder, i) for i in range(count)]
+        every, kinds = range(-(-len(self.facts) // self.settings.batch)), (Measured, Scores)
+        found = [done.get(i) or self.folder.load("scores", i, *kinds) for i in every]
         self.clock.update(seconds + Counter(evaluate=sum(part.seconds for part in found)))
         return [m.scores for m in found], [m.point for m in found if m.point], record

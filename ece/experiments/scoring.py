@@ -11,12 +11,11 @@ import numpy as np
 from ece import Fact
 from ece.data.loading import MEASURE
 from ece.data.references import References
-from ece.evaluation.metrics import KINDS, Scores, columns, evaluate, unchanged
+from ece.evaluation.metrics import KINDS, Scores, evaluate, unchanged
 from ece.evaluation.text_quality import consistencies, fluencies, write_texts
 from ece.experiments.results import rounded
 from ece.experiments.spec import Settings
 from ece.report import Report
-from ece.storage import Folder
 
 NONE = np.array([], dtype=float)
 UNMEASURED = Scores(*[NONE] * 9, predictions=np.array([], dtype=object))
@@ -84,30 +83,6 @@ class Measured:
     """What measuring took."""
     point: dict | None
     """Rates of all facts so far, at the points of the settings."""
-
-    def save(self, folder: Folder, number: int) -> None:
-        """Write it into the folder of the run; what is there is replaced."""
-        folder.save("scores", number, {**vars(self), "scores": packed(self.scores)})
-
-    @staticmethod
-    def load(folder: Folder, number: int) -> "Measured":
-        """Read what `save` wrote, to the same bits."""
-        record = folder.load("scores", number)
-        return Measured(**{**record, "scores": unpacked(record["scores"])})
-
-
-def packed(scores: Scores) -> dict[str, list]:
-    """Turn scores into lists, which can be saved."""
-    return {name: column.tolist() for name, column in columns(scores).items()}
-
-
-def unpacked(record: dict[str, list]) -> Scores:
-    """Invert `packed`, to the same bits."""
-    found = {name: np.array(column, dtype=float) for name, column in record.items()
-             if name != "predictions"}  # fmt: skip
-    found["predictions"] = np.empty(len(record["predictions"]), dtype=object)
-    found["predictions"][:] = record["predictions"]
-    return Scores(**found)
 
 
 def edit_record(reports: list[Report]) -> dict:

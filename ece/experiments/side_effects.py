@@ -13,7 +13,7 @@ from ece.evaluation.drift import Drift, openings, perplexity
 from ece.evaluation.generation import answer, generate
 from ece.evaluation.probes import probe
 from ece.evaluation.text_quality import fluency
-from ece.experiments.inputs import spare_texts, task_items
+from ece.experiments.inputs import documents, task_items
 from ece.experiments.spec import Settings
 from ece.facts import encode
 
@@ -43,7 +43,7 @@ class SideEffects:
         items = task_items(settings) if "abilities" in settings.also else {}
         if "drift" not in settings.also:
             return cls(settings, tokenizer, items, [], None, None)
-        texts = openings(tokenizer, spare_texts(settings, tokenizer), READ)
+        texts = openings(tokenizer, documents(settings, tokenizer, spare=True), READ)
         edited = {fact.text for fact in facts}
         prompts = [n for fact in facts[: settings.also_facts] for n in fact.neighbours[:1]]
         rows = [encode(tokenizer, prompt) for prompt in prompts if prompt not in edited]

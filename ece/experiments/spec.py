@@ -23,7 +23,7 @@ from ece.errors import ConfigError, checked
 from ece.experiments.flags import text_of, words
 from ece.experiments.order import Order
 from ece.experiments.results import SIX
-from ece.loading import depth
+from ece.loading import configuration
 
 Also = Literal["abilities", "drift", "answers", "probes"]
 Dtype = Literal["float32", "float64", "float16", "bfloat16"]
@@ -160,8 +160,9 @@ class Settings:
     def _built(self) -> tuple[Any, Strategy | None]:
         """The method's numbers and its strategy: presets are read once."""
         name = (self.preset or self.model, self.method)
-        # A model without a preset gets settings by its depth.
-        deep = {} if presets.known(name[0]) else {"depth": depth(self.model)}
+        deep = {}
+        if not presets.known(name[0]):  # its settings go by its depth
+            deep = {"depth": configuration(self.model).get_text_config().num_hidden_layers}
         if not self.edits:
             return presets.numbers(*name, **deep, **self.config), None
         follows = {own.name for own in fields(STRATEGIES[self.method])}

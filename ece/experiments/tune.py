@@ -61,8 +61,7 @@ def main(words: list[str]) -> None:
     mark, traced, note = _traced(start)
     others["layers"] = [layers for layers in traced if layers != first.layers]
     found, work = [], Path(options.work) / source()
-    with tqdm(total=1 + sum(map(len, others.values())), unit="run", file=sys.stderr,
-              disable=not sys.stderr.isatty()) as bar:  # fmt: skip
+    with tqdm(total=1 + sum(map(len, others.values())), unit="run", disable=None) as bar:
 
         def measure(trial: dict) -> float:
             bar.set_description(_words(trial))
@@ -197,12 +196,9 @@ def preset(settings: Settings, notes: list[str]) -> str:
     shared = {n: v for n, v in config.items() if n not in own or n in ("layers", "lam")}
     lines = [f"# {line}" for note in notes for line in note.splitlines()]
     for title, numbers in (("config", shared), (f"methods.{settings.method}", own | strategy)):
-        lines += [f"[{title}]", *(f"{name} = {_toml(value)}" for name, value in numbers.items())]
+        lines.append(f"[{title}]")
+        lines += [f"{n} = {json.dumps('none' if v is None else v)}" for n, v in numbers.items()]
     return "\n".join(lines) + "\n"
-
-
-def _toml(value) -> str:
-    return json.dumps("none" if value is None else value)
 
 
 def _words(trial: dict) -> str:

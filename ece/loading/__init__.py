@@ -21,10 +21,7 @@ from ece.model import blocks, sites, structure
 
 CHECKPOINTS = files("ece") / "atlas" / "checkpoints"
 ROWS = ([2, 3, 4, 5, 6, 7], [2, 3, 4, 9], [8, 2, 11, 3, 5], [10, 7, 3], [12, 4, 4, 6])
-KINDS, SUBJECT = (
-    (0, 0, 1, 2, 2),
-    (4, 2, 2, 1, 1),
-)  # rows of one kind share a beginning
+KINDS, SUBJECT = (0, 0, 1, 2, 2), (4, 2, 2, 1, 1)  # rows of one kind share a beginning
 CHECKED = 3  # blocks that the check runs; the others must be built like one of them
 RUN, VALUE = 1e-4, 1e-2  # families that work stay below 2e-6 and 1e-4, others reach 5e-3 and 0.2
 
@@ -87,11 +84,6 @@ def configuration(name: str):
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"model '{name}' has no preset, and its configuration cannot be read "
                          f"({why}); name another model or a preset file") from error  # fmt: skip
-
-
-def depth(name: str) -> int:
-    """Read how many blocks a model has, without loading it; `name` as for `load`."""
-    return configuration(name).get_text_config().num_hidden_layers
 
 
 def _source(name: str) -> str:

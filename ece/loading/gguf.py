@@ -35,7 +35,7 @@ WHEELS = {
 
 
 def cache() -> Path:
-    """Find the folder of what was converted: ECE_CACHE, or the user's cache folder."""
+    """Find the folder of downloads and conversions: ECE_CACHE, or the user's cache folder."""
     return Path(os.environ.get("ECE_CACHE") or pooch.os_cache("ece"))
 
 

@@ -29,27 +29,7 @@ from ece.storage.journal import load_state, run_sequence, save_state
 from ece.storage.lock import locked
 from ece.storage.second_moments import contents, load_moments, moments, save_moments
 
-__all__ = [
-    "EditSet",
-    "Folder",
-    "check_identity",
-    "checksum",
-    "contents",
-    "edits_since",
-    "load",
-    "load_edits",
-    "load_moments",
-    "load_state",
-    "locked",
-    "moments",
-    "remove",
-    "run_sequence",
-    "save",
-    "save_adapter",
-    "save_edits",
-    "save_moments",
-    "save_state",
-    "snapshot",
-    "toggle",
-    "write",
-]
+__all__ = ["EditSet", "Folder", "check_identity", "checksum", "contents", "edits_since", "load",
+           "load_edits", "load_moments", "load_state", "locked", "moments", "remove",
+           "run_sequence", "save", "save_adapter", "save_edits", "save_moments", "save_state",
+           "snapshot", "toggle", "write"]  # fmt: skip

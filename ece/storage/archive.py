@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -23,7 +24,7 @@ REMEDY = "restore it from a copy, or remove it and start anew"
 
 
 def save(path: str | Path, kind: str, content: Any) -> None:
-    """Write `content`, a nest of dicts, lists, tuples, dataclasses, tensors, numbers and text.
+    """Write a nest of dicts, lists, tuples, dataclasses, tensors, flat arrays, numbers and text.
 
     A file that is there is replaced in one step.
     """
@@ -87,6 +88,9 @@ def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         # One tensor in two places: a safetensors file takes no storage twice.
         tensors[name] = held.clone() if held.untyped_storage().data_ptr() in places else held
         return {"$": "tensor", "name": name}
+    if isinstance(value, np.ndarray):
+        items = _encode(value.tolist(), name, tensors)
+        return {"$": "array", "dtype": str(value.dtype), "items": items}
     if is_dataclass(value):
         parts = {field.name: getattr(value, field.name) for field in fields(value)}
         return {"$": type(value).__name__, **_encode(parts, name, tensors)}
@@ -117,5 +121,9 @@ def _decode(value: Any, tensors: dict[str, Tensor], classes: dict[str, type]) ->
             return {key: item for key, item in parts["items"]}
         case "tuple":
             return tuple(parts["items"])
+        case "array":
+            found = np.empty(len(parts["items"]), parts["dtype"])
+            found[:] = parts["items"]
+            return found
         case name:
             return classes[name](**parts)

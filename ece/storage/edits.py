@@ -22,6 +22,7 @@ from ece.errors import StateError
 from ece.facts import Fact
 from ece.fingerprint import BITS, fingerprint
 from ece.model import sites
+from ece.state import restore
 from ece.storage.archive import load, save
 
 
@@ -112,12 +113,12 @@ def toggle(model: nn.Module, edits: EditSet) -> Literal["unedited", "edited"]:
     Returns what the model is then. `StateError`, and no weight changed, for any other model.
     """
     was, now = standing(model, edits), ""
-    _swap(model, edits)
+    restore(model, edits.columns, changed(model, edits))
     try:
         now = standing(model, edits)
     finally:
-        if now in ("", was):
-            _swap(model, edits)  # the file contradicts itself: as if nothing had been
+        if now in ("", was):  # the file contradicts itself: as if nothing had been
+            restore(model, edits.columns, changed(model, edits))
     return now
 
 
@@ -130,13 +131,6 @@ def changed(model: nn.Module, edits: EditSet) -> dict[int, Tensor]:
         now = weight[:, here.to(weight.device)].contiguous()
         found[site.layer] = (_bits(now) ^ more.to(now.device)).view(now.dtype)
     return found
-
-
-def _swap(model: nn.Module, edits: EditSet) -> None:
-    """Put the changed columns of the other side in their places."""
-    for layer, weight in changed(model, edits).items():
-        (site,) = sites(model, (layer,))
-        site.write(weight, edits.columns[layer])
 
 
 def _bits(weight: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from ece.model import sites
 from ece.report import Report
 from ece.sequence import edit_sequence, split
 from ece.start import Learned
-from ece.state import Batch, EditState, check_weights, learned, new_state, pushed
+from ece.state import Batch, EditState, check_weights, learned, new_state, pushed, restore
 from ece.storage.archive import checksum, load, save
 from ece.storage.folder import Folder
 from ece.strategy import Strategy
@@ -103,17 +103,12 @@ def _applied(model: nn.Module, saved: dict, later: list[dict], strategy: Strateg
         keys = {layer: part.to(where[layer]) for layer, part in batch.keys.items()}
         state = pushed(state, replace(batch, before=found, keys=keys), last["weights"])
     try:
-        _write(model, now)
+        restore(model, {}, now)
         check_weights(model, state)
     except BaseException:
-        _write(model, before)
+        restore(model, {}, before)
         raise
     return state
-
-
-def _write(model: nn.Module, weights: dict[int, Tensor]) -> None:
-    for site in sites(model, tuple(weights)):
-        site.write(weights[site.layer])
 
 
 def run_sequence(
