@@ -10,6 +10,7 @@ import sys
 import tomllib
 import zipfile
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ import nbformat
 import pytest
 import run_chapters
 import yaml
+from IPython.core.inputtransformer2 import TransformerManager
 
 from ece.loading.gguf import WHEELS
 
@@ -314,3 +316,22 @@ def test_buttons_open_a_chapter_where_its_repository_is_known(repository, monkey
     assert url == (repository and f"https://github.com/{repository}")
     assert ("launch_buttons" in config.html_theme_options) == bool(repository)
     assert config.html_theme_options["other"]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_what_the_buttons_open_installs_the_package_first(installed, chapter, monkeypatch):
+    path, there = chapter("1 + 1"), find_spec("ece") if installed else None
+    before = nbformat.read(path, as_version=4)
+    launch.main("someone/book", path.parent)
+    first, *others = nbformat.read(path, as_version=4).cells
+    assert others == before.cells
+    shell = SimpleNamespace(ran=[], system=lambda line: shell.ran.append(line))
+    shell.run_line_magic = lambda name, line: shell.ran.append(f"{name} {line}")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: there)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    code = TransformerManager().transform_cell(first.source)
+    exec(compile(code, "cell", "exec"), {"get_ipython": lambda: shell})
+    assert bool(shell.ran) == (not installed) and (sys.path[0] == "..") == (not installed)
+    if not installed:
+        assert shell.ran[0].endswith("-b launch https://github.com/someone/book book")
+        assert any("requirements.txt" in line for line in shell.ran)
