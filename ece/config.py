@@ -41,7 +41,7 @@ class Config:
     """$K$ of Eq 9; None: every fact descends alone, for all of `steps`."""
     shared: Literal["anchor", "mean", "zero", "learned"] = "anchor"
     """Where $U$ comes from: phase 1 descends on the "anchor" or on the "mean" loss of the cluster;
-    without phase 1 it is "zero", or "learned" from the values found so far (`ece.start`)."""
+    without phase 1 it is "zero", or "learned" from earlier values (`ece.learned_start`)."""
     steps: Count = 25
     """$T_g$: gradient steps that a fact sees in all."""
     own_steps: Count = 5

@@ -43,7 +43,7 @@ class Values:
     first: "Values | None" = None
     """Values at the first edit layer, where the strategy has some enter there, too."""
     features: Float[Tensor, "edit feature"] | None = None
-    """What a learned start was predicted from (`ece.start`); None with other starts."""
+    """What a learned start was predicted from (`ece.learned_start`); None with other starts."""
     model: str = ""
     """Fingerprint of the unedited model they are for; empty until the editor says."""
     seconds: float = 0.0

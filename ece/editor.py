@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ece import engine as fast
-from ece import start
+from ece import learned_start
 from ece.checks import check_batch, check_layers, check_tokenizer, check_values, names_of, validate
 from ece.config import Config
 from ece.covariance import Stats
@@ -54,8 +54,8 @@ def find_values(model, tokenizer, facts, state: EditState, config, engine) -> Va
             check_finite(f"{name} at layer {layer}", found_there)
         phi = None
         if config.shared == "learned":
-            phi = start.features(model, tokenizer, facts).to(problem.hidden.device)
-            begin = start.start(state.learned.get(layer), phi, problem.hidden)
+            phi = learned_start.features(model, tokenizer, facts).to(problem.hidden.device)
+            begin = learned_start.predicted(state.learned.get(layer), phi, problem.hidden)
             problem = replace(problem, start=begin)
         values = two_step(problem, sites(model, (layer,))[0].weight, config)
         found.append(replace(values, features=phi))

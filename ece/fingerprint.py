@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ece.model import sites
-from ece.parts import whole
+from ece.parts import gathered
 
 SAMPLE = 65536  # values that a fingerprint reads of a weight that is not edited
 SLICE = 1 << 22  # values hashed at a time, to bound the memory it takes
@@ -23,7 +23,7 @@ def fingerprint(model: nn.Module, layers: tuple[int, ...] | None = None) -> str:
         named = list(model.named_parameters())
     total = 0
     for name, tensor in named:
-        tensor = whole(tensor.detach())
+        tensor = gathered(tensor.detach())
         head = f"{model.config.model_type} {name} {tuple(tensor.shape)} {tensor.dtype}".encode()
         if layers is None and tensor.numel() > SAMPLE:
             step = int(tensor.numel() * 0.6180339887498949)

@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from ece.errors import ModelError
-from ece.parts import in_parts, joined, put, whole
+from ece.parts import gathered, in_parts, joined, put
 
 HEADS = ("head_dim", "head_size")  # what an attention module has, and no other part of a block
 
@@ -42,7 +42,7 @@ class Site:
     @property
     def weight(self) -> Float[Tensor, "model ff"]:
         """$W_{out}$ as `[model, ff]`: a view, or gathered where it lies in parts; see `write`."""
-        weight = whole(self.module.weight.data)
+        weight = gathered(self.module.weight.data)
         return weight.T if isinstance(self.module, Conv1D) else weight
 
     @property
@@ -68,7 +68,7 @@ class Site:
         if not in_parts(self.module.weight):
             return self.module(keys)
         bias = self.module.bias
-        return linear(keys, self.weight, None if bias is None else whole(bias))
+        return linear(keys, self.weight, None if bias is None else gathered(bias))
 
 
 def structure(model: nn.Module) -> Structure:

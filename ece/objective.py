@@ -37,7 +37,7 @@ class Objective:
     holds: Bool[Tensor, " edit"]
     """Whether the bare prompt already goes on with the target."""
     start: Float[Tensor, "edit model"] | None = None
-    """Where the descent begins, if something is known of it (`ece.start`)."""
+    """Where the descent begins, if something is known of it (`ece.learned_start`)."""
     merge: Callable[[list], list] = list
     """Puts small parts together, where that is faster."""
     share: Callable[[list], list] = list

@@ -10,7 +10,7 @@ def in_parts(weight: Tensor) -> bool:
     return isinstance(weight, DTensor)
 
 
-def whole(weight: Tensor) -> Tensor:
+def gathered(weight: Tensor) -> Tensor:
     """Gather a weight from all processes, which must all call this; one that is whole stays."""
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
@@ -27,6 +27,6 @@ def put(weight: Tensor, value: Tensor) -> None:
 def joined(inputs: Tensor, weight: Tensor, size: int) -> Tensor:
     """Join the inputs `[..., part]` of a module whose weight is split by them, to `[..., size]`."""
     if isinstance(inputs, DTensor) or inputs.shape[-1] == size:
-        return whole(inputs)
+        return gathered(inputs)
     parts = DTensor.from_local(inputs, weight.device_mesh, [Shard(inputs.ndim - 1)])
     return parts.full_tensor()

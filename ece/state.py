@@ -11,9 +11,9 @@ from ece.descent import Values
 from ece.errors import ConfigError, ModelError, StateError, check_mode
 from ece.facts import contexts, encode
 from ece.fingerprint import fingerprint
+from ece.learned_start import Learned, grown
 from ece.model import blocks, sites
 from ece.parts import in_parts
-from ece.start import Learned, grown
 from ece.strategy import Strategy
 
 PROBE = "It is said, in the year 1984, that "  # by it one tokenizer is known from another
@@ -118,7 +118,7 @@ def check_weights(model: nn.Module, state: EditState) -> None:
 
 
 def learned(state: EditState, values: Values) -> EditState:
-    """Learn from values just found, for those of later batches (`ece.start`)."""
+    """Learn from values just found, for those of later batches (`ece.learned_start`)."""
     known = dict(state.learned)
     for part in filter(None, (values.first, values)):
         if part.features is not None:

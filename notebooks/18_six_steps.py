@@ -44,7 +44,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import ece
-from ece import engine, start
+from ece import engine, learned_start
 from ece.book import plots, tables
 from ece.data import world
 from ece.descent import descend, two_step
@@ -119,19 +119,19 @@ plt.show()
 #
 # with $\bar e_i$ the mean row of the output embedding over the tokens of the new answer.
 # $B$ is a ridge regression on all values found so far, of which only two sums are kept, so
-# its cost does not grow with the number of edits (`ece.start`).
+# its cost does not grow with the number of edits (`ece.learned_start`).
 
 # %%
 before = engine.prepare(
     model, tokenizer, earlier, templates, config, layer)
 values = descend(before, config, 8)
-phi = start.features(model, tokenizer, earlier)
-bank = start.grown(None, phi, values.delta, before.hidden)
+phi = learned_start.features(model, tokenizer, earlier)
+bank = learned_start.grown(None, phi, values.delta, before.hidden)
 
 # %%
 W = sites(model, (layer,))[0].weight
-phi = start.features(model, tokenizer, new)
-learned = start.start(bank, phi, problem.hidden)
+phi = learned_start.features(model, tokenizer, new)
+learned = learned_start.predicted(bank, phi, problem.hidden)
 starts = {
     "zero": descend(problem, config, 6),
     "learned": descend(problem, config, 6, start=learned),

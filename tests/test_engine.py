@@ -14,7 +14,7 @@ from ece.descent import descend
 from ece.editor import edit_batch
 from ece.engine.grouping import ENOUGH, by_length
 from ece.engine.loss import merged
-from ece.engine.prefix import advance, common, pass_heads, rewritten, start, through
+from ece.engine.prefix import advance, common, embed, pass_heads, rewritten, through
 from ece.facts import Fact
 from ece.model import sites
 from ece.state import new_state, undo
@@ -240,7 +240,7 @@ def rows():
 @pytest.fixture
 def walk(model, rows):
     room = [len(row) - 2 for row in rows]
-    return start(model, rows, [0, 1, 2] * 4, room, [list(range(6)), list(range(6, 12))])
+    return embed(model, rows, [0, 1, 2] * 4, room, [list(range(6)), list(range(6, 12))])
 
 
 def stream(model, row: list[int], layer: int) -> torch.Tensor:
@@ -303,7 +303,7 @@ def test_some_rows_of_a_walk(walk, model, rows):
 
 
 def test_rows_without_anything_in_common(model):
-    walk = start(model, [[5, 6], [7, 8, 9]], [0, 0], [1, 2], [[0, 1]])
+    walk = embed(model, [[5, 6], [7, 8, 9]], [0, 0], [1, 2], [[0, 1]])
     assert walk.heads.length.tolist() == [0] and pass_heads(walk, 1)[1] == []
     assert torch.allclose(
         advance(walk, 2).parts[0].at_last()[1], stream(model, [7, 8, 9], 2)[-1], atol=1e-5

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ece.config import Config
 from ece.engine.grouping import ENOUGH, by_length
 from ece.engine.loss import Chunk, head_of, likeliest, log_probs, merged, nll_of
-from ece.engine.prefix import advance, common, pass_heads, start, through
-from ece.engine.suffix import Upper, joined, lift
+from ece.engine.prefix import advance, common, embed, pass_heads, through
+from ece.engine.suffix import Upper, lift, stacked
 from ece.facts import Fact, locate_all, target_ids
 from ece.hooks import measured
 from ece.model import sites
@@ -91,7 +91,7 @@ def _lifted(model: nn.Module, rows: _Rows, layer: int, max_tokens: int) -> Itera
     own = [at - heads[kind] for at, kind in zip(rows.last, kinds, strict=True)]
     sizes = [(before, rows.after(i)) for i, before in enumerate(own)]
     parts = by_length(sizes, max_tokens)
-    passed = through(advance(start(model, rows.ids, kinds, rows.last, parts), layer))
+    passed = through(advance(embed(model, rows.ids, kinds, rows.last, parts), layer))
     above = pass_heads(passed.entry)[1]
     for part, keys in zip(passed.entry.parts, passed.parts, strict=True):
         begin = torch.tensor(own, device=part.rows.device)[part.rows]
@@ -108,7 +108,7 @@ def _regrouped(
     found = [_Lifted(part.rows[at], part.upper.take(at, width), part.keys[at])
              for part, at in held if len(at)]  # fmt: skip
     order = torch.cat([part.rows for part in found]).argsort()
-    upper = joined([part.upper for part in found]).take(order)
+    upper = stacked([part.upper for part in found]).take(order)
     return upper, torch.cat([part.keys for part in found])[order]
 
 

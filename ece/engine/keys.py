@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ece.engine.grouping import by_length
-from ece.engine.prefix import Passed, Walk, advance, common, rewritten, start, through
+from ece.engine.prefix import Passed, Walk, advance, common, embed, rewritten, through
 from ece.facts import Fact
 from ece.hooks import measured
 from ece.model import sites
@@ -58,4 +58,4 @@ def reader(
     room = [len(row) - 1 for row in rows]
     heads = common(rows, kinds, room)
     sizes = [len(row) - len(heads[kind]) for row, kind in zip(rows, kinds, strict=True)]
-    return Reader(start(model, rows, kinds, room, by_length(sizes, max_tokens)), len(facts))
+    return Reader(embed(model, rows, kinds, room, by_length(sizes, max_tokens)), len(facts))

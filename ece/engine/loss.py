@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, pad
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from ece.engine.suffix import Upper, joined
+from ece.engine.suffix import Upper, stacked
 from ece.model import structure
 
 
@@ -79,7 +79,7 @@ def _joined(chunks: list[Chunk]) -> Chunk:
         return torch.cat(parts)
 
     fields = ("facts", "where", "targets", "share", "end", "usual")
-    upper = joined([chunk.upper for chunk in chunks])
+    upper = stacked([chunk.upper for chunk in chunks])
     return replace(chunks[0], upper=upper, **{name: column(name) for name in fields})
 
 

@@ -95,7 +95,7 @@ def common(rows: list[list[int]], kinds: list[int], room: list[int]) -> list[lis
 
 
 @torch.no_grad()
-def start(
+def embed(
     model: nn.Module,
     rows: list[list[int]],
     kinds: list[int],

@@ -69,7 +69,7 @@ class Upper:
         return replace(self, hidden=hidden, positions=positions, mask=mask, past=past)
 
 
-def joined(uppers: list[Upper]) -> Upper:
+def stacked(uppers: list[Upper]) -> Upper:
     """Join the rows of several, padded to the widest; pads are masked and never read."""
     size = max(upper.hidden.shape[1] for upper in uppers)
     before = max(upper.before for upper in uppers)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ece.engine.loss import head_of
-from ece.engine.prefix import common, pass_heads, start, through
+from ece.engine.prefix import common, embed, pass_heads, through
 from ece.engine.suffix import lift
 from ece.errors import ModelError
 from ece.hooks import add_at, measured
@@ -164,7 +164,7 @@ def _gaps(model: nn.Module) -> tuple[float, float]:
     vocab, device = model.config.vocab_size, model.get_input_embeddings().weight.device
     rows = [[token % vocab for token in row] for row in ROWS]
     heads = [len(head) for head in common(rows, list(KINDS), list(SUBJECT))]
-    walk = start(model, rows, list(KINDS), list(SUBJECT), [list(range(len(rows)))])
+    walk = embed(model, rows, list(KINDS), list(SUBJECT), [list(range(len(rows)))])
     passed = through(walk)
     begin = torch.tensor([at - heads[kind] for at, kind in zip(SUBJECT, KINDS, strict=True)])
     part = passed.entry.parts[0]

@@ -23,10 +23,10 @@ from ece.editor import compute_values, fast
 from ece.errors import StateError
 from ece.facts import Fact
 from ece.fingerprint import digest, fingerprint
+from ece.learned_start import Learned
 from ece.model import sites
 from ece.report import Report
 from ece.sequence import edit_sequence, split
-from ece.start import Learned
 from ece.state import Batch, EditState, check_weights, learned, new_state, pushed, restore
 from ece.storage.archive import checksum, load, save
 from ece.storage.folder import Folder

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from ece.errors import ModelError
 from ece.facts import Fact, target_ids
-from ece.parts import whole
+from ece.parts import gathered
 
 PENALTY = 1 / 3  # of the ridge, against features of length 1
 
@@ -40,14 +40,14 @@ def features(model: nn.Module, tokenizer, facts: list[Fact]) -> Float[Tensor, "e
     if head is None:
         raise ModelError("this model has no output embeddings; choose another 'shared' than "
                          "'learned'")  # fmt: skip
-    rows, table = [], whole(head.weight)
+    rows, table = [], gathered(head.weight)
     for fact in facts:
         ids = torch.tensor(target_ids(tokenizer, fact.target), device=table.device)
         rows.append(table[ids].double().mean(0))
     return normalize(torch.stack(rows))
 
 
-def start(
+def predicted(
     learned: Learned | None, phi: Float[Tensor, "edit feature"], hidden: Float[Tensor, "edit model"]
 ) -> Float[Tensor, "edit model"]:
     r"""Predict Eq 12's $U_i$: $U = B\phi\,\lVert h\rVert$; zero while nothing was learned."""

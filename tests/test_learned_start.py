@@ -9,8 +9,8 @@ from sklearn.linear_model import Ridge
 
 from conftest import build, same, weights
 from ece.editor import compute_values, edit_batch
+from ece.learned_start import PENALTY, features, grown, predicted
 from ece.sequence import edit_sequence
-from ece.start import PENALTY, features, grown, start
 from ece.state import learned, new_state
 from ece.storage import Folder, load_state, run_sequence, save_state
 from ece.strategy import Strategy
@@ -31,7 +31,7 @@ def test_the_start_is_ridge_regression_on_all_values_so_far():
     lengths = hidden.norm(dim=1, keepdim=True)
     plain = Ridge(PENALTY, fit_intercept=False).fit(phi.numpy(), (delta / lengths).numpy())
     wanted = plain.predict(phi.numpy()) * lengths.numpy()
-    np.testing.assert_allclose(start(known, phi, hidden).numpy(), wanted, rtol=1e-9)
+    np.testing.assert_allclose(predicted(known, phi, hidden).numpy(), wanted, rtol=1e-9)
 
 
 def test_nothing_learned_is_a_start_from_zero(model, tokenizer, facts, own):
