@@ -1,8 +1,13 @@
-"""The two small extensions that pages are built with."""
+"""The small extensions that pages are built with, and what the home page claims."""
 
 import alt_text
+import run_chapters
 from docstrings import to_rst
 from docutils import nodes
+
+from ece.experiments import grid
+
+ROOT = run_chapters.ROOT
 
 
 def test_docstrings_in_markdown_become_restructured_text():
@@ -20,3 +25,31 @@ def test_a_picture_without_a_text_gets_the_one_below_it():
     document = nodes.section("", before, bare, below, named)
     alt_text.describe(None, document, "page")
     assert bare["alt"] == "a cat" and named["alt"] == "a dog"
+
+
+def scores(file: str, *tables: str):
+    """The scores after the last batch of the runs of some tables of a grid file."""
+    found, _ = grid.results(ROOT / "book" / f"{file}.toml", tables, ROOT / "results")
+    return found.cells().query("when == 'after' and metric == 'score' and dataset == 'counterfact'")
+
+
+def test_the_home_page_says_what_the_results_say():
+    """Its numbers are those of the runs: a changed result fails here."""
+    page = " ".join((ROOT / "book" / "intro.md").read_text(encoding="utf-8").split())
+    ours = ["ece-as", "ece-wi", "ece-rs"]
+    atlas, behind = scores("grid", "table1", "table1-seeds"), []
+    for _, own in atlas.groupby("model"):
+        rates = own.pivot_table("value", "seed", "method")
+        best = rates[ours].mean().idxmax()
+        behind.append((rates["memit-history"] - rates[best]).mean())
+    assert f"MEMIT with a history leads by {min(behind):.1f} to {max(behind):.1f} points" in page
+    real = scores("grid-real", "main").groupby("method").value.mean()
+    assert f"plain MEMIT leads, {real['memit']:.1f} to {real[ours].max():.1f} " in page
+
+    gains = []
+    for cells in (scores("grid", "threshold", "threshold-others"),
+                  scores("grid-real", "main", "real-threshold").query("seed == 0")):  # fmt: skip
+        rates = cells[cells.method.isin(ours)].pivot_table("value", ["model", "method"], "p")
+        rates = rates.dropna(subset=1.0)
+        gains += list(rates[1.0] - rates.drop(columns=1.0).max(axis=1))
+    assert f"by {min(gains):.1f} to {max(gains):.1f} points (one seed each" in page
