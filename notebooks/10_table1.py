@@ -333,13 +333,10 @@ first, again = (
 print("equal in every digit:", first == again)
 
 # %% [markdown]
-# ## What was known beforehand
+# ## Where the numbers come from
 #
-# `serac` was added after `serac-seen` had been measured. The search for another schedule on
-# `atlas-llama` began after ECE had been seen behind ROME there.
-#
-# The cells are declared in `book/grid.toml`, in tables whose names begin with `table1` and
-# `zsre`.
+# The tables of `book/grid.toml` whose names begin with `table1` and `zsre`. What was decided
+# after a result had been seen is in {doc}`../book/run-log`.
 
 # %%
 found, missing = grid.results("../book/grid.toml", TABLE1, "../results")

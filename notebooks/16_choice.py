@@ -252,14 +252,10 @@ for lr, rate in rates.items():
           "<- chosen" if lr == pick else "")
 
 # %% [markdown]
-# ## What was not planned in advance
+# ## Where the numbers come from
 #
-# The cells are in `book/grid.toml`, in the tables called `choice` and `fresh`. The rounds after
-# the first were added when ROME's layers turned out to matter; a search of fine-tuning's learning
-# rates was declared and dropped; `serac-seen` got thresholds of its own after it had run on fresh
-# facts with those found for `serac`. ECE was searched twice, the second time when the order of
-# facts had ceased to decide its clusters ({doc}`../book/deviations`), and both of its choices ran
-# on the same fresh facts.
+# The tables `choice` and `fresh` of `book/grid.toml`. Not all of it was planned in advance:
+# {doc}`../book/run-log` says what was added, dropped and run again.
 
 # %%
 found, missing = grid.results(
