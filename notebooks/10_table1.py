@@ -86,8 +86,8 @@ tables.table(real_rates[list(SHOWN)].rename(columns=SHOWN),
 # The leaders are within two points of each other, and one method's seeds differ by up to 1.4, so
 # their order is open. That the paper's three are behind MEMIT with a history is not: each is, at
 # every seed that was run. ROME needed no search: $\lambda$ cancels in its solve. {doc}`11_edits`
-# goes on to 1,000 edits. Not run on this model yet: fine-tuning, MEND and SERAC, and the
-# paper's 2,000 edits.
+# goes on to 1,000 edits. Not run for this table: fine-tuning, MEND and SERAC, and the paper's
+# 2,000 edits.
 #
 # ## On the embedded models
 

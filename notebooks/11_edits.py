@@ -22,10 +22,10 @@
 # **What was found**
 #
 # - On SmolLM2-135M every method falls. After 1,000 edits MEMIT with a history has a score of
-#   78.2, AlphaEdit 77.6, `ece-plus` 76.3, MEMIT 74.2, `ece-rs` 69.6, ROME 60.1; after 100 they
-#   had 83 to 87. With the $\lambda$ that its search chose, `ece-rs` is more stable than ROME and
-#   less stable than MEMIT; with MEMIT's $\lambda$ it falls by 8 points, MEMIT by 12, from a lower
-#   start.
+#   78.2, AlphaEdit 77.6, `ece-plus` 76.3, MEMIT 74.2, ECE's three scorers 69.6 to 70.9, ROME
+#   60.1; after 100 they had 82 to 87. FT-L, which hardly edits, has 47 throughout. With the
+#   $\lambda$ that its search chose, `ece-rs` is more stable than ROME and less stable than MEMIT;
+#   with MEMIT's $\lambda$ it falls by 8 points, MEMIT by 12, from a lower start.
 # - On the embedded models, up to 600 edits ECE and MEMIT with a history hold a score of 89 or more. Between 600 and
 #   800 every method whose values come from the original weights bends, and at 1,200 edits
 #   ECE is down to 59 on `atlas-gpt2` and 47–54 on `atlas-llama`, MEMIT with a history to
@@ -77,7 +77,7 @@ real_curve = real_curve.sort_values("edited")
 before = real.cells().query("when == 'pre'")
 before = before.groupby("metric").value.first()
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "What a thousand edits cost on SmolLM2-135M. Above: score of all facts so far. Below: perplexity of plain text; dotted, the unedited model. ROME leaves the picture.", "name": "fig-edits-real"}, "image": {"alt": "Two panels of six lines against the number of edits. Above, the score: all begin at 83 to 87 percent; at 1,000 edits MEMIT with a history is the highest at 78, then AlphaEdit, ece-plus and MEMIT; ECE-RS ends at 70 and ROME at 60. Below, perplexity: ROME leaves the picture, ECE-RS reaches 289, the others end between 134 and 162, above the dotted line at 86."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "What a thousand edits cost on SmolLM2-135M. Above: score of all facts so far. Below: perplexity of plain text; dotted, the unedited model. ROME runs off the scale.", "name": "fig-edits-real"}, "image": {"alt": "Two panels of nine lines against the number of edits. Above, the score: FT-L is flat at 47 percent, all others begin at 82 to 87; at 1,000 edits MEMIT with a history is the highest at 78, then AlphaEdit, ece-plus and MEMIT; ECE's three end at 70 to 71 and ROME at 60. Below, perplexity: ROME runs off the scale, ECE's three reach 266 to 332, the others end between 134 and 162, above the dotted line at 86."}}
 AXES = {"score": "score, %", "perplexity": "perplexity of plain text"}
 figure, axes = plt.subplots(2, 1, figsize=(4.6, 6.4), sharex=True)
 for ax, (rate, name) in zip(axes, AXES.items(), strict=True):
@@ -87,7 +87,7 @@ for ax, (rate, name) in zip(axes, AXES.items(), strict=True):
     ax.set(ylabel=name)
 axes[1].axhline(before["perplexity"], color=plots.GREY, linestyle=":",
                 label="_unedited")
-axes[1].set(xlabel="facts edited", ylim=(60, 320))
+axes[1].set(xlabel="facts edited", ylim=(60, 350))
 for ax in axes:
     plots.label_ends(ax)
 glue("hero", figure)
@@ -259,8 +259,9 @@ real_score = real_curve.pivot(
     index="method", columns="edited", values="score").round(1)
 assert real_score[1000].sort_values(ascending=False).to_dict() == {
     "memit-history": 78.2, "alphaedit": 77.6, "ece-plus": 76.3,
-    "memit": 74.2, "ece-rs": 69.6, "rome": 60.1}
-assert real_score[100].between(83, 87).all()
+    "memit": 74.2, "ece-as": 70.9, "ece-rs": 69.6, "ece-wi": 69.6,
+    "rome": 60.1, "ft-l": 47.4}
+assert real_score[100].drop("ft-l").round().between(82, 87).all()
 fall = real_score[100] - real_score[1000]
 assert fall["memit"] < fall["ece-rs"] < fall["rome"]
 
