@@ -207,5 +207,12 @@ assert layers["atlas-gpt2"]["3 chosen layers"] == 0
 assert layers["atlas-llama"].between(2, 4).all()
 
 # %%
+whole, _ = grid.results("../book/grid.toml", ["sequential"], "../results")
+whole = whole.cells().query("when == 'after' and metric == 'score'")
+whole = whole.pivot_table("value", "model", "method")
+ahead = (whole["ece-rs"] - whole["memit"]).round(1)
+assert ahead[["atlas-gpt2", "atlas-llama"]].tolist() == [2.3, 0.0]
+
+# %%
 assert all(abs(sum(line) - 1) < 1e-6 for line in share.values())
 assert len(chosen) == len(fixed) and list(chosen) == sorted(chosen)
