@@ -257,11 +257,11 @@ tables.table(at_end.rename(columns=ATLAS),
              "The embedded models after 1,200 edits", digits=2)
 
 # %% [markdown]
-# (The score leaves out neighbours that were edited themselves.) After a hundred edits no method has
-# lost more than four points; later the lines part. A mean over 300 answers has an interval of two
-# to five points either way. On `atlas-gpt2` the two methods that still have most of their edits,
-# ROME and `ece-plus`, lose most of the tasks, and on both models MEMIT, which has lost more than
-# half of its edits, loses least.
+# (The score leaves out neighbours that were edited themselves.) After a hundred edits no method
+# has lost more than four points; later the lines part. A mean over 300 answers has an interval of
+# two to six points either way. On `atlas-gpt2` the two methods that still have most of their
+# edits, ROME and `ece-plus`, lose most of the tasks, and on both models MEMIT, which has lost
+# more than half of its edits, loses least.
 #
 # ## Where the numbers come from
 #
