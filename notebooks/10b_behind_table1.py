@@ -50,7 +50,7 @@ PAPER = ["ft-l", "ft-w", "mend", "rome", "memit", "serac"]
 
 def cells_of(*names):
     """What was measured of the runs of these tables."""
-    found, missing = grid.results("../book/grid.toml", names, "../results")
+    found, _ = grid.results("../book/grid.toml", names, "../results")
     return found.cells()
 
 

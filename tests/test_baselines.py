@@ -19,6 +19,7 @@ from ece.baselines.trained import trained
 from ece.editor import compute_values, edit_batch
 from ece.engine import reader
 from ece.errors import ConfigError, FactError, StateError
+from ece.experiments.runner import matmul
 from ece.facts import encode, target_ids
 from ece.model import sites
 from ece.objective import mix
@@ -213,6 +214,15 @@ def test_two_processes_that_train_the_same_do_it_once(tmp_path):
         process.join()
     found = [order.get() for _ in range(4)]
     assert found[:2] == ["begins", "ends"] and found[2:] == [[1.0, 1.0]] * 2
+
+
+def test_what_was_trained_with_other_products_is_trained_anew(tmp_path):
+    once = Baseline(FineTuning, {}, train=lambda *given: {"a": torch.ones(2)})
+    one = Task(build("gpt2"), None, FineTuning(), {})
+    for precision in ("highest", "medium", "medium"):
+        with matmul(precision):
+            trained(once, one, [], tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
 def test_numbers_that_are_not_there_or_out_of_range_are_named():

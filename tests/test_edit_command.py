@@ -123,8 +123,11 @@ def test_a_method_that_acts_when_the_model_is_used_is_refused(tmp_path, capsys):
 def test_contradicting_rows_are_refused_before_the_second_moments(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("ece.experiments.edit.statistics", None)
     file = table(tmp_path, rows=(ROWS[0], ROWS[0]))
-    assert main(["edit", str(file), *SHORT, "--out", str(tmp_path / "out")]) == 2
-    assert "repeats" in capsys.readouterr().err
+    words = ["edit", str(file), *SHORT, "--out", str(tmp_path / "out")]
+    assert main(words) == 2 and "repeats" in capsys.readouterr().err
+    for apart in (["--batch", "1"], ["--method", "rome"]):  # one fact a batch: the second one holds
+        with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+            main([*words, *apart])
 
 
 def test_files_toggled_together_are_each_told_by_their_own_turn(tmp_path, capsys):

@@ -53,3 +53,9 @@ def test_the_home_page_says_what_the_results_say():
         rates = rates.dropna(subset=1.0)
         gains += list(rates[1.0] - rates.drop(columns=1.0).max(axis=1))
     assert f"by {min(gains):.1f} to {max(gains):.1f} points (one seed each" in page
+
+    found, _ = grid.results(ROOT / "book" / "grid.toml", ["abilities"], ROOT / "results")
+    tasks = found.cells().query("metric == 'abilities_accuracy' and method in @ours")
+    tasks = tasks.pivot_table("value", ["model", "method"], "when")
+    lost = (tasks.pre - tasks.after).round()
+    assert f"ECE loses {lost.min():.0f} to {lost.max():.0f} points of them" in page

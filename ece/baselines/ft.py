@@ -15,7 +15,7 @@ from ece.baselines.base import Task, Weights, lengths, names_of
 from ece.baselines.likelihood import log_probs, nll, rows
 from ece.config import Count, NotNegative, Positive
 from ece.engine.grouping import by_length
-from ece.errors import checked
+from ece.errors import StateError, checked
 from ece.facts import Fact
 from ece.model import sites
 
@@ -65,7 +65,10 @@ def edit(task: Task, facts: list[Fact]) -> Weights:
         if numbers.ball is not None:
             for name, value in live.items():
                 value.data.clamp_(before[name] - numbers.ball, before[name] + numbers.ball)
-    return {name: value.detach() for name, value in live.items()}
+    after = {name: value.detach() for name, value in live.items()}
+    if not all(torch.isfinite(value).all() for value in after.values()):
+        raise StateError("fine-tuned weights are not finite; lower the setting 'lr'")
+    return after
 
 
 def trainable(model: nn.Module, layers: tuple[int, ...]) -> Weights:

@@ -120,8 +120,8 @@ class View(nn.Module):
         """Raise `DataError` for a prompt that is too long once its edit stands before it."""
         size, most = max(map(len, rows)) + more, room(self.answerer)
         if size > most:
-            raise DataError(f"a prompt, the edit before it and {more} new tokens take {size} "
-                            f"tokens, the model reads {most}; shorten the prompt")  # fmt: skip
+            raise DataError(f"a prompt with the edit before it and its answer takes {size} tokens, "
+                            f"the model reads {most}; shorten the prompt")  # fmt: skip
 
     @torch.no_grad()
     def generate(self, ids: Int[Tensor, "row token"], max_length: int, **options) -> Tensor:

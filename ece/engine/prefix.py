@@ -96,12 +96,9 @@ def common(rows: list[list[int]], kinds: list[int], room: list[int]) -> list[lis
 
 @torch.no_grad()
 def embed(
-    model: nn.Module,
-    rows: list[list[int]],
-    kinds: list[int],
-    room: list[int],
+    model: nn.Module, rows: list[list[int]], kinds: list[int], room: list[int],
     chunks: list[list[int]],
-) -> Walk:
+) -> Walk:  # fmt: skip
     """Embed the rows, split into beginnings and the rest.
 
     Rows of one kind share a beginning; `room[i]` is how much of row i it may take at most

@@ -46,7 +46,7 @@ class Options:
     model: str = "smollm2-135m"
     """Embedded model, hub name, folder or GGUF file."""
     method: str = "ece-plus"
-    """ECE with one of its scores (ece-as, ece-wi, ece-rs), ece-plus, memit-history, memit, rome,
+    """ECE with one of its scorers (ece-as, ece-wi, ece-rs), ece-plus, memit-history, memit, rome,
     alphaedit, blue or rect."""
     batch: Count = 100
     """Facts written at once."""
@@ -154,8 +154,8 @@ def main(options: Options, progress: Callable, crew: Processes | None = None) ->
                           "the adapter from them in one process")  # fmt: skip
     model, tokenizer = _loaded(options, crew)
     config, strategy = settings.configure(), settings.strategy()
-    for part in split(facts, settings.batch):  # before the second moments, which take long
-        validate(part, tokenizer, model)
+    for part in split(facts, strategy.batch or settings.batch):
+        validate(part, tokenizer, model)  # before the second moments, which take long
     mark = fingerprint(model)
     stats, _ = statistics(model, tokenizer, settings, config, strategy, mark, None, progress, crew)
     old, before = _measured(model, tokenizer, facts), snapshot(model, config.layers)
