@@ -31,7 +31,8 @@
 #   anchors, taken together, do not pay there in quality. PRUNE has 80.5, BLUE 80.3, RECT 78.8,
 #   and ROME, whose neighbours suffer most, 70.6 (one seed each).
 # - Looking the edit up instead of writing it (the retrieval baseline, one seed, threshold not
-#   searched) has 71.4: 99 % on the edited prompts, 56 % on paraphrases. No weight changes.
+#   searched) has 71.4: 99 % on the edited prompts, 56 % on paraphrases. No weight changes, but each
+#   query pays for a longer prompt ({doc}`09_baselines`).
 # - On the embedded models, CounterFact, methods as their presets are: the best of ECE's three
 #   scorers is ahead of every baseline of the paper on all three models, on `atlas-llama` of ROME
 #   by less than a point. (After an equal search the two are even there: {doc}`16_choice`.)

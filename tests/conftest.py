@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import multiprocessing
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -156,6 +157,15 @@ def untyped():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def started(call, given: tuple, count: int):
+    """Start processes from one that has made the imports, which take longer than their work."""
+    families = [f"transformers.models.{name}.modeling_{name}" for name in FAMILIES]
+    multiprocessing.set_forkserver_preload(["ece", "ece.storage", "ece.baselines", *families])
+    return multiprocessing.start_processes(
+        call, given, count, join=False, start_method="forkserver"
+    )
 
 
 def weights(model) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from conftest import FAMILIES, SUBJECTS, TEXTS, build
+from conftest import FAMILIES, SUBJECTS, TEXTS, build, started
 from ece.config import Config
 from ece.covariance import second_moment
 from ece.engine.parallel import Together
@@ -74,14 +74,6 @@ def leave(rank: int, store: str, results) -> None:
         together.total(torch.ones(3))
     except StateError as error:
         results.put(str(error))
-
-
-def started(call, given: tuple, count: int):
-    """Start processes from one that has made the imports: half of each test's time."""
-    multiprocessing.set_forkserver_preload(["test_parallel"])
-    return multiprocessing.start_processes(
-        call, given, count, join=False, start_method="forkserver"
-    )
 
 
 def test_who_loses_another_process_says_so(tmp_path):
