@@ -378,7 +378,7 @@ MODELS = ("atlas-gpt2", "atlas-gptj", "atlas-llama")
 elsewhere = {}
 for name in (n for n in MODELS if n != MODEL and MODEL in MODELS):
     ready = fresh(name)
-    for method in ("ece-rs", "ece-plus", "memit-history"):
+    for method in ("ece-rs", "memit-history"):
         run = sequence(method, *ready, name, facts[: 2 * batch])
         elsewhere[name, method] = run[1].summary()
 tables.table(pd.DataFrame(elsewhere, index=KINDS).T,

@@ -32,7 +32,7 @@
 #   from 18.6 to between 13 and 17 with `ece-plus`, FT-L and both MEMITs, to 5.5 with AlphaEdit, to
 #   between 3 and 9 with ECE, and to 0.0 with ROME.
 # - **Where a model knows its tasks, the loss shows.** The embedded models have 99 % of theirs right
-#   before, and 62 to 97 % after 1,200 edits. ECE loses 6 to 16 points, `ece-plus` 19 and 23 (each ±4
+#   before, and 62 to 97 % after 1,200 edits. ECE loses 6 to 16 points, `ece-plus` 19 and 23 (each ±5
 #   or less); the best rival, MEMIT, loses 2 and 8. So neither is within a point of the unedited
 #   model, or as good as the best rival. In part the tasks pay for the edits: MEMIT has lost more
 #   than half of its edits, `ece-plus` has more than 80 %. But on `atlas-llama` ROME has still more of them,
@@ -378,7 +378,7 @@ assert (by_method.idxmin() == "memit").all()
 gpt2, llama = (moved_there[f"atlas-{name}"] for name in ("gpt2", "llama"))
 assert gpt2.points.round()[["ece-plus", "memit"]].tolist() == [-23, -8]
 assert llama.points.round()[["ece-plus", "memit"]].tolist() == [-19, -2]
-assert max(gpt2["±"].max(), llama["±"].max()) < 4
+assert max(gpt2["±"].max(), llama["±"].max()) < 5
 assert max(gpt2.points[ECE].max(), llama.points[ECE].max()) < -1
 most = [set(column["atlas-gpt2"].nlargest(2).index)
         for column in (still, by_method)]
