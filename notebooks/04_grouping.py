@@ -243,7 +243,7 @@ print(f"cost of the anchors found: {nine:.3f}")
 print(f"cost of the best anchors:  {least:.3f}")
 
 # %% [markdown]
-# ```{admonition} A reading, not the letter
+# ```{admonition} Where we depart from the paper
 # :class: note
 # The paper says "k-means"; here it is k-medoids. Everything is seeded, ties go to
 # the lower index, and a group that loses its last fact is seeded anew.

@@ -146,7 +146,7 @@ for name, (some, size) in four.items():
 # ## A sequence, live
 #
 # Eight batches of eight facts, in six ways. A method is a preset: settings of the editor
-# (`configure`), and what it does otherwise than ECE (`strategy`). The table lists the
+# (`configure`), and what it does differently from ECE (`strategy`). The table lists the
 # settings in which they differ; the layers are the same. With eight facts a
 # batch the preset's groups would be more than there are facts, so here a batch has two.
 

@@ -26,7 +26,7 @@
 # - On ZsRE ECE pays for its anchors on all three models (0.7 to 3.2 points) and for its choice of
 #   neurons on two (2.2 and 2.8).
 # - On `atlas-llama` ECE is behind ROME with the paper's schedule and ahead with that of its
-#   preset, which is worth 1.2 to 1.5 points. ROME got no such search.
+#   preset, which is worth 1.2 to 1.5 points. ROME was not tuned in this way.
 # - A method can lose its edits or harm its neighbours. MEMIT loses 3 to 20 points of its efficacy
 #   by the end, with a history 2 at most; ROME loses less than a point and, of all editors, harms
 #   neighbours most.
@@ -149,7 +149,7 @@ tables.table(pd.DataFrame({"the paper's": plain, "preset": preset}),
              "Score by schedule, atlas-llama, %")
 
 # %% [markdown]
-# With the paper's schedule ECE is behind ROME on this model, and ROME got no such search. So
+# With the paper's schedule ECE is behind ROME on this model, and ROME was not tuned in this way. So
 # the lead of ECE over ROME in the table is that of a tuned method over one that is not.
 # {doc}`16_choice` does it again as it should be
 # done: an equal search for both, and facts that nobody had looked at.
@@ -221,6 +221,12 @@ leads = pd.DataFrame({
 tables.table(leads.map("{:+.1f}".format), "ECE ahead (+) or behind (-)")
 
 # %% [markdown]
+# ## Take away
+#
+# - Ask what a trained method has read before you compare with it.
+# - Measure after the last batch: what holds right after writing may be gone by then.
+# - Leave out neighbours that were edited themselves, or say how many there are.
+#
 # ## Where the numbers come from
 #
 # The tables of `book/grid.toml` whose names begin with `table1` and `zsre`.

@@ -31,7 +31,7 @@
 #   800 every method whose values come from the original weights bends, and at 1,200 edits
 #   ECE is down to 59 on `atlas-gpt2` and 47–54 on `atlas-llama`, MEMIT with a history to
 #   59 on both.
-# - The cause of this bend is not the number of edits alone. From some 600 on, the facts are about
+# - The cause of this bend is not the number of edits alone. From about 600 edits on, the facts are about
 #   *subjects that were edited before*, and a value found on the original weights takes the first
 #   edit back. `ece-plus`, which looks at the present weights then, ends at 77 and 82.
 # - ROME, which always looks at the present weights, ends at 67 and 82. It keeps its edits,
@@ -212,7 +212,7 @@ at_points("score_unedited", "The same without edited neighbours, %")
 #
 # Fig 3 of the paper cannot tell a fact that never took from one that was lost. Here each
 # batch was measured twice, right when it was written and after the last one. The difference
-# is what the batches behind it have cost.
+# is what later batches have cost.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Efficacy lost between the writing of a batch and the end of the sequence, by batch.", "name": "fig-edits-forgetting"}, "image": {"alt": "Line charts of the efficacy that each batch has lost by the end, against the number of edits when it was written. Batches among the first 600 edits have lost 55 to 95 points with most methods, and less than 30 with ROME and ece-plus; later batches lose little with any."}}
 lost = batches.pivot_table("efficacy", [*sides, "edited"], "when",
@@ -243,6 +243,13 @@ for point in live["points"]:
         f"{name[:4]} {point[name]:.0f}" for name in RATES))
 
 # %% [markdown]
+# ## Take away
+#
+# - Give the number of edits with every score: methods that are level at 100 are far apart at
+#   1,000.
+# - When a subject is edited again, compute its value on the present weights.
+# - A history keeps the edits; it does not keep the rest of the model.
+#
 # ## Where the numbers come from
 #
 # All of them, but for the live ones, are in `results/`, made by the table `edits` of

@@ -216,6 +216,12 @@ for p, (norm, reached) in lengths.items():
 # that live there. On every model tried here the cost is larger.
 
 # %% [markdown]
+# ## Take away
+#
+# - Start with all neurons; choose fewer only for another reason, such as a smaller file of edits.
+# - $p$ is a share of the score: the same $p$ means other numbers of neurons with each scorer and
+#   model.
+#
 # ## Where the numbers come from
 #
 # The tables `threshold` and `threshold-others` of `book/grid.toml`, and `main` and

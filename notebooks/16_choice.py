@@ -220,7 +220,7 @@ tables.table(promise.set_axis(["at seed 3", "on fresh facts"], axis=1),
 # - MEND, fine-tuning, SERAC's training and the peers were not searched. What a search can do
 #   for a method that looks far behind, MEMIT on `atlas-gptj` shows.
 # - All this is CounterFact's three rates, 300 edits, in one small world. Which layers are
-#   best will not carry over to a large model; that one has to look for them will.
+#   best will not carry over to a large model; the need to search for them will.
 #
 # ## Live, in small
 #
@@ -252,6 +252,11 @@ for lr, rate in rates.items():
           "<- chosen" if lr == pick else "")
 
 # %% [markdown]
+# ## Take away
+#
+# - Search every method alike, on facts that the test does not see, or do not compare.
+# - A careless setting costs more than any difference between these methods.
+#
 # ## Where the numbers come from
 #
 # The tables `choice` and `fresh` of `book/grid.toml`. Not all of it was planned in advance:

@@ -219,6 +219,11 @@ tables.table(begun[[*RATES, "steps"]],
              "After 300 edits, %; own steps a fact")
 
 # %% [markdown]
+# ## Take away
+#
+# - Give the learning rate as a share of the state's length, and stop each fact when it is done.
+# - With a budget of three steps, a start learned from earlier values is the best of four.
+#
 # ## Where the numbers come from
 #
 # The tables `published`, `today`, `rates`, `rates-published` and `starts` of

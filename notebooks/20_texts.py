@@ -21,7 +21,7 @@
 #
 # **What was found**
 #
-# - After 1,000 edits ROME writes no language any more: none of 20 texts names the new answer, and
+# - After 1,000 edits ROME no longer writes sentences: none of 20 texts names the new answer, and
 #   words repeat (an entropy of 368, where the unedited model has 486). ECE's texts repeat a little
 #   more than the unedited model's (467 to 482), MEMIT's do not (530). The paper shows MEMIT broken in one of its three
 #   cases, after 2,000 edits.
@@ -215,6 +215,11 @@ tables.table(ending, "Free answers to 20 edited prompts, %; the last "
 # %% [markdown]
 # Fewer answers are exact with it, not more. One reason may be that a value has to bring about two
 # tokens then, and does each less well; twenty facts cannot tell.
+#
+# ## Take away
+#
+# - Let the edited model answer freely before you trust a teacher-forced score.
+# - Read texts: one table of them says what entropy and rates leave out.
 #
 # ## Where the numbers come from
 #

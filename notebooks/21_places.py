@@ -31,7 +31,8 @@
 #   small place.
 # - Later batches disturb earlier edits. A neighbour suffers more, the more its key
 #   resembles an edited one. The link is loose: a rank correlation of about 0.4, with other rounding
-#   somewhat more or less. Whom an edit hurts has to be measured.
+#   somewhat more or less, and none to be seen with fewer texts behind the second moments
+#   ({doc}`../book/run-log`). Whom an edit hurts has to be measured.
 # - After 60 edits the last matrix has moved by more than a third of its norm.
 
 # %% tags=["hide-input"]
@@ -392,6 +393,12 @@ growth = pd.DataFrame([
 [ax] = plots.lines(growth, "edits", "change", hue="layer", by=None,
                    columns=5, ylabel="change of the matrix, %")
 plt.show()
+
+# %% [markdown]
+# ## Take away
+#
+# - A set of neurons names the subject of a fact; it does not explain the relation.
+# - No measure of resemblance tells reliably whom an edit will hurt: score the neighbours.
 
 # %% [markdown]
 # The last cell asserts what this page has claimed.

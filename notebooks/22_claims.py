@@ -419,7 +419,7 @@ for run in real.runs.itertuples():
 # %% tags=["hide-input"]
 for rival in ("rome", "memit"):
     claim(
-        f"{rival.upper()} writes no language any more, ECE does",
+        f"{rival.upper()} no longer writes sentences; ECE does",
         "real model, 1,000 edits",
         "20_texts",
         "3 cases",
@@ -441,8 +441,8 @@ shown()
 found = pd.Series(verdicts)
 assert found["ECE stays where ROME falls"] == "holds"
 assert found["ECE stays where MEMIT falls"] == "does not hold"
-assert found["ROME writes no language any more, ECE does"] == "holds"
-assert found["MEMIT writes no language any more, ECE does"] != "holds"
+assert found["ROME no longer writes sentences; ECE does"] == "holds"
+assert found["MEMIT no longer writes sentences; ECE does"] != "holds"
 assert found["ECE edits better, counterfact"] == "holds"
 seen = "... than SERAC in the test's wordings"
 assert found[seen] != "holds" and clear.sum() == 2 == len(clear) - 1

@@ -16,7 +16,7 @@
 #
 # You have a model and a table of facts that it should state otherwise. **How do you edit them,
 # hand the result on, and take it back?** This page does it on SmolLM2-135M; for another model
-# three words change.
+# three settings change.
 #
 # **What was found**
 #
@@ -153,7 +153,7 @@ if MODEL == "smollm2-135m":
 #
 # ## Edits as a file
 #
-# The file holds the facts and, of the columns that changed, the exclusive or of their bits before
+# The file holds the facts and, of the columns that changed, the XOR of their bits before
 # and after. So one operation, `toggle`, applies the edits and takes them back, exactly, in every
 # number format. The model's fingerprint says which of the two it was, and refuses a model that
 # stands on neither side. Sets of edits stack: each is made on, and applied to, the model that the

@@ -23,7 +23,7 @@ COLOURS = (
     | {"memit-history": PINK, "alphaedit": YELLOW, "paper": BLACK, "pre": GREY}
     | {"blue": "#332288", "rect": "#882255", "prune": "#CC6677", "rome": "#AA4499"}  # Tol's muted
     | {"mend": "#44AA99", "serac": "#6699CC", "serac-seen": "#1A3A5C", "retrieval": "#8C6D31"}
-    | {"ft-l": "#DDCC77", "ft-w": "#999933", "ft-m": "#661100"}
+    | {"ft-l": "#6B5B00", "ft-w": "#999933", "ft-m": "#661100"}
 )
 """The colour of each method, of the paper's own numbers, and of the model before any edit."""
 WIDTH = 4.6  # inches: as wide as a phone
