@@ -271,6 +271,8 @@ assert real_score[1000].sort_values(ascending=False).to_dict() == {
     "rome": 60.1, "ft-l": 47.4}
 assert real_score[100].drop("ft-l").round().between(82, 87).all()
 fall = real_score[100] - real_score[1000]
+
+# %%
 assert fall["memit"] < fall["ece-rs"] < fall["rome"]
 assert real_score.loc["ft-l"].round().tolist() == [46, 47, 47]
 assert at_end.generalization["ft-l"].round() == 33

@@ -108,8 +108,8 @@ for remember in (True, False):
 # batches of 100:
 
 # %% tags=["hide-input"]
-real, unrun = grid.results("../book/grid-real.toml", ["real-batch-size", "main"],
-                           "../results")
+real, unrun = grid.results(
+    "../book/grid-real.toml", ["real-batch-size", "main"], "../results")
 ends = real.cells().query("when == 'after' and seed == 0")
 real_rates = tables.wide(ends, "method", "batch").set_index(
     ["method", "batch"]).sort_index()

@@ -22,8 +22,8 @@
 # **What was found**
 #
 # - Less is not more. On SmolLM2-135M, a real model, `ece-rs` has a score of 72.8 at $p = 0.5$, of 77.3
-#   with the paper's 0.8, of 80.1 at 0.9 and of 79.8 with all neurons, after 500 edits (one seed, so
-#   the last two are even).
+#   at 0.7 and at the paper's 0.8, of 80.1 at 0.9 and of 79.8 with all neurons, after 500 edits (one
+#   seed, so the last two are even).
 # - On the three embedded models the best $p$ is 1, too, with all three scorers. The best $p$ below 1
 #   is behind by 0.1 to 2.4 points (one seed).
 # - The paper's 0.8 can cost much: on `atlas-gptj` it takes the score from 96 to 61 with RS, and
@@ -69,7 +69,7 @@ on_real = on_real.sort_values("p").set_index("p")
 tables.table(on_real[RATES].rename("p = {:.1f}".format),
              "SmolLM2-135M, ece-rs after 500 edits, one seed, %")
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "SmolLM2-135M after 500 edits by `ece-rs`, against the threshold $p$.", "name": "fig-threshold-real"}, "image": {"alt": "Four lines against p from 0.5 to 1. Efficacy rises with p throughout; the score and generalization rise to 0.9 and end a little lower, specificity rises by a few points."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "SmolLM2-135M after 500 edits by `ece-rs`, against the threshold $p$.", "name": "fig-threshold-real"}, "image": {"alt": "Four lines against p from 0.5 to 1. The score rises from p = 0.5 to 0.7, again from 0.8 to 0.9, and ends a little lower; efficacy, generalization and specificity rise by 3 to 11 points in all."}}
 long = on_real[RATES].rename_axis(columns="rate").stack().rename("value")
 [ax] = plots.lines(long.reset_index(), "p", "value", "rate", by=None,
                    columns=2, ylabel="%")
@@ -251,9 +251,8 @@ at = at.kept.agg(["min", "max"], axis=1).T
 assert at["ece-rs"].tolist() == [9, 30]
 assert at["ece-as"].tolist() == [18, 45]
 assert at["ece-wi"].tolist() == [29, 49]
-assert on_real.score[[0.5, 0.8, 0.9, 1.0]].round(1).tolist() == [
-    72.8, 77.3, 80.1, 79.8]
-assert on_real.efficacy.is_monotonic_increasing
+assert on_real.score.round(1).tolist() == [
+    72.8, 77.3, 77.3, 80.1, 79.8]
 assert on_real.score[:0.8].max() < on_real.score[0.9:].min()
 assert (on_real.loc[1.0, RATES] > on_real.loc[0.8, RATES]).all()
 assert (found.runs.facts == 200).all() and (found.runs.batch == 25).all()

@@ -65,11 +65,13 @@ ours = real.runs.query("seed == 0 and method == 'ece-rs'")
 history = ours.history.astype(bool)
 WHOLE = (ours.shared == "anchor") & history & (ours.p == 0.8)
 ROWS = {"as it is": WHOLE, "no history": ~history,
-        "all neurons": ours.p == 1, "no shared phase": ours.shared == "zero",
+        "all neurons": ours.p == 1,
+        "no shared phase": ours.shared == "zero",
         "mean of the group": ours.shared == "mean"}
 after = tables.wide(real.cells().query("when == 'after'"), "run", "method")
 after = after.set_index("run")
-rows = {f"ece-rs, {name}": ours.run[own].item() for name, own in ROWS.items()}
+rows = {f"ece-rs, {name}": ours.run[own].item()
+        for name, own in ROWS.items()}
 plain = real.runs.query("seed == 0 and method == 'memit'").run.item()
 real_parts = after.loc[[*rows.values(), plain]].set_axis([*rows, "memit"])
 RATES = ["efficacy", "generalization", "specificity", "score"]

@@ -165,7 +165,8 @@ right = pd.DataFrame({task: over_edits(f"{task}_accuracy")[FACTS] / 100
                       for task in TASKS}).loc[found.runs.method]
 start = pd.Series({task: pre[f"{task}_accuracy"] / 100 for task in TASKS})
 moved = changes(right, start)
-tables.table(moved, "Change of the mean accuracy after 1,000 edits, points")
+tables.table(
+    moved, "Change of the mean accuracy after 1,000 edits, points")
 
 # %% [markdown]
 # ## More sensitive measures
@@ -306,6 +307,22 @@ tables.table(pd.concat(moved_there, axis=1),
 # After a hundred edits no method has lost more than four points; later the lines part. On `atlas-gpt2`
 # the two methods that still have most of their edits, ROME and `ece-plus`, lose most of the tasks, and on
 # both models MEMIT, which has lost more than half of its edits, loses least.
+#
+# ## What an evaluation costs
+#
+# One evaluation of the six tasks is 300 items, by likelihood and by five tokens of text each. A run that
+# edits one fact makes two of them, before and after; half of its time for measuring, on one core:
+
+# %% tags=["hide-input"]
+costs = pd.concat([
+    grid.results(f"../book/{name}.toml", ["abilities-cost"],
+                 "../results")[0].runs for name in ("grid-real", "grid")])
+spent = costs.set_index("model").seconds.map(
+    lambda own: own["evaluate"] / 2).to_frame("seconds")
+tables.table(spent, "One evaluation of six tasks")
+
+# %% [markdown]
+# Times of one run each, on a processor that nothing else used.
 #
 # ## Take away
 #

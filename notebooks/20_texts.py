@@ -241,6 +241,8 @@ assert says.round().to_dict() == {
     "memit": 8, "rome": 0, "ece-as": 12, "ece-wi": 9, "ft-l": 4,
     "unedited": 1}
 assert collapse.entropy.idxmin() == "rome"
+
+# %%
 llama = shrunk["atlas-llama"]
 lost = llama.loc[["ece-as", "ece-wi", "ece-rs", "memit"]]
 says = llama["says it"] / 5

@@ -321,8 +321,12 @@ def test_buttons_open_a_chapter_where_its_repository_is_known(repository, monkey
 @pytest.mark.parametrize("installed", [True, False])
 def test_what_the_buttons_open_installs_the_package_first(installed, chapter, monkeypatch):
     path, there = chapter("1 + 1"), find_spec("ece") if installed else None
-    before = nbformat.read(path, as_version=4)
-    launch.main("someone/book", path.parent)
+    before, folder = nbformat.read(path, as_version=4), path.parent / "notebooks"
+    folder.mkdir()
+    path = path.rename(folder / path.name)
+    launch.main("someone/book", folder)
+    behind = path.parent.parent / "postBuild"
+    assert "requirements-models.txt" in behind.read_text() and behind.stat().st_mode & 0o100
     first, *others = nbformat.read(path, as_version=4).cells
     assert others == before.cells
     shell = SimpleNamespace(ran=[], system=lambda line: shell.ran.append(line))
