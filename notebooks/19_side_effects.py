@@ -311,7 +311,7 @@ tables.table(pd.concat(moved_there, axis=1),
 # ## What an evaluation costs
 #
 # One evaluation of the six tasks is 300 items, by likelihood and by five tokens of text each. A run that
-# edits one fact makes two of them, before and after; half of its time for measuring, on one core:
+# edits one fact makes two of them, before and after. Half of its time for measuring, on one core of a CPU:
 
 # %% tags=["hide-input"]
 costs = pd.concat([
@@ -322,7 +322,7 @@ spent = costs.set_index("model").seconds.map(
 tables.table(spent, "One evaluation of six tasks")
 
 # %% [markdown]
-# Times of one run each, on a processor that nothing else used.
+# Times of one run each.
 #
 # ## Take away
 #
@@ -403,6 +403,8 @@ assert gpt2.points.round()[["ece-plus", "memit"]].tolist() == [-23, -8]
 assert llama.points.round()[["ece-plus", "memit"]].tolist() == [-19, -2]
 assert max(gpt2["±"].max(), llama["±"].max()) < 5
 assert max(gpt2.points[ECE].max(), llama.points[ECE].max()) < -1
+
+# %%
 most = [set(column["atlas-gpt2"].nlargest(2).index)
         for column in (still, by_method)]
 assert most == [{"ece-plus", "rome"}] * 2
@@ -418,7 +420,7 @@ assert heavier.runs.lam.tolist() == [2000]
 denied = after.denied.drop(["unedited", "ft-l"])
 assert after.denied["ft-l"] == 37
 assert denied.agg(["min", "max"]).tolist() == [60, 93]
-width = after.checked.map(lambda rate: 1.96 * (rate * (100 - rate) / 100) ** 0.5)
+width = 1.96 * (after.checked * (100 - after.checked) / 100) ** 0.5
 told_apart = (after.checked - 50).abs() > width
 assert told_apart[told_apart].index.tolist() == ["ece-plus"]
 assert after.checked["ece-plus"] == 61 and round(width["ece-plus"]) == 10

@@ -46,6 +46,9 @@ def test_the_home_page_says_what_the_results_say():
     real = scores("grid-real", "main").groupby("method").value.mean()
     assert f"plain MEMIT leads, {real['memit']:.1f} to {real[ours].max():.1f} " in page
 
+    looked_up = scores("grid-real", "main-others").query("method == 'retrieval'").value.item()
+    assert f"looked up and put before the prompt: {looked_up:.1f}, one seed" in page
+
     cells = scores("grid", "threshold", "threshold-others")
     rates = cells[cells.method.isin(ours)].pivot_table("value", ["model", "method"], "p")
     gains = rates[1.0] - rates.drop(columns=1.0).max(axis=1)
