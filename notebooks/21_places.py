@@ -259,6 +259,25 @@ ax.set(xlabel="batches written", ylabel="facts of batch",
 plt.show()
 
 # %% [markdown]
+# Where did the first batch go? Its clusters, each by its anchor, and the neurons that it wrote:
+
+# %% tags=["hide-input", "nbval-ignore-output"]
+report, texts = reports[0], {fact.id: fact for fact in facts}
+members = pd.Series(report.labels, [f.relation for f in facts[:20]])
+by_cluster = pd.DataFrame([
+    {"anchor": texts[anchor].text, "facts": int((members == k).sum()),
+     "relations": members.index[members == k].nunique()}
+    for k, anchor in enumerate(report.anchors)])
+tables.table(by_cluster.set_index("anchor"),
+             "Clusters of the first batch of 20 facts", 0)
+
+# %% tags=["hide-input", "nbval-ignore-output"]
+written = pd.Series(report.neurons, name="neurons").rename_axis("layer")
+of = ece.sites(model, config.layers)[0].weight.shape[1]
+tables.table(written.to_frame().assign(share=100 * written / of),
+             f"Neurons that the batch wrote, of {of:,}; share in %", 0)
+
+# %% [markdown]
 # Batch by batch, fact by fact: the new answer of each edited fact, and the true answer of the
 # neighbours, which should not move.
 
