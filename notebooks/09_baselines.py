@@ -236,7 +236,7 @@ bars(["mend", "serac"])
 #
 # This is in-context editing {cite:p}`zheng2023ike` without its demonstrations. Here it cannot
 # work: the embedded models were never trained to take anything from a text that contradicts
-# what they know. On a pretrained model it scores as high as the best of written edits ({doc}`10_table1`).
+# what they know. On a pretrained model it scores about as high as the best written edits, with a threshold that was searched ({doc}`10_table1`).
 
 # %%
 numbers = by_baseline("retrieval")

@@ -188,9 +188,8 @@ for size, result in live.items():
 # %% [markdown]
 # ## Take away
 #
-# - With a history of earlier edits, choose the size of a batch by time and memory, not by
-#   quality.
-# - Without one, write large batches.
+# - With a history of earlier edits MEMIT's batches can be as large as time and memory ask for.
+# - Without one, small batches lose.
 #
 # ## Where the numbers come from
 #

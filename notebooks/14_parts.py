@@ -79,9 +79,8 @@ tables.table(real_parts[[*RATES, "efficacy_top1"]].rename(
     columns={"efficacy_top1": "top-1"}), "SmolLM2-135M after 500 edits, %")
 
 # %% [markdown]
-# Top-1 says why. With five steps of its own and an anchor's start a fact is often not done:
-# the new answer becomes likelier than the old one, but not the model's first. From zero, five steps of the
-# same length take it further. {doc}`18_six_steps` looks at starts more closely.
+# The difference is largest in top-1: with an anchor's start and five steps of its own a fact's new
+# answer often becomes likelier than the old one, but not the model's first. {doc}`18_six_steps` looks at starts more closely.
 #
 # ## One change at a time, on the embedded models
 #

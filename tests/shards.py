@@ -1,6 +1,5 @@
-"""What each of several processes does for tests/test_sharding.py, started by torchrun.
+"""What each of several processes does for tests/test_sharding.py; by torchrun:
 
-shards.py equal WAY HOME                 edit every model in HOME
 shards.py resume WAY HOME RANK EVENT     edit one, until process RANK is killed at an event
 shards.py refuse WAY HOME                what is refused
 """
@@ -136,7 +135,5 @@ def refuse(way: str, home: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"equal": equal, "resume": resume, "refuse": refuse}[sys.argv[1]](
-        sys.argv[2], Path(sys.argv[3]), *sys.argv[4:]
-    )
+    {"resume": resume, "refuse": refuse}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]), *sys.argv[4:])
     distributed.destroy_process_group()
