@@ -14,6 +14,7 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.statemachine import StringList
+from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,7 +128,7 @@ class PaperMap(SphinxDirective):
             for name, equations in tags().items():
                 if int(number) in equations:
                     chapters, tests = places(name)
-                    links = [f"{{doc}}`{s[:2]} </notebooks/{s}>`" for s in chapters]
+                    links = [f"{{doc}}`{_count(s)} </notebooks/{s}>`" for s in chapters]
                     cells = [
                         named,
                         f"{{py:obj}}`{_public(name)[4:]} <{_public(name)}>`",
@@ -148,7 +149,15 @@ def _public(name: str) -> str:
         short = ".".join([*parts[:count], own])
         if _origin(short) == name:
             return short
-    return name
+    owner, _, own = name.rpartition(".")
+    inside = owner.rpartition(".")[2][:1].isupper()
+    return f"{_public(owner)}.{own}" if inside else name
+
+
+def _count(stem: str) -> str:
+    """Name a chapter by its number in the sidebar; the quickstart has none."""
+    number, _, title = stem.partition("_")
+    return number.lstrip("0") or title
 
 
 def _few(tests: list[str]) -> str:
@@ -170,6 +179,36 @@ def note(name: str) -> list[str]:
     return ["", text, ""]
 
 
+def shown(chapter: str) -> list[tuple[list[int], str]]:
+    """List what a chapter uses of the equations' functions: (equations, public name), in order."""
+    found = [(named, _public(name)) for name, named in tags().items() if chapter in places(name)[0]]
+    return sorted(found)
+
+
+def close(app, tree: nodes.document) -> None:
+    """Close a chapter with the functions it shows, each with its equations and its link."""
+    folder, _, chapter = app.env.docname.rpartition("/")
+    if folder != "notebooks" or not (used_here := shown(chapter)):
+        return
+    line = nodes.paragraph(classes=["ece-equations"])
+    line += nodes.inline("", "Of the paper, this page uses ")
+    for place, (named, name) in enumerate(used_here):
+        line += nodes.Text("; " * bool(place) + f"Eq {', '.join(map(str, named))} in ")
+        line += _link("py", "obj", name, name.removeprefix("ece."), app.env.docname)
+    line += nodes.Text(" (")
+    line += _link("std", "doc", f"/book/{PAGE}", "all equations", app.env.docname)
+    line += nodes.Text(").")
+    sections = [node for node in tree.children if isinstance(node, nodes.section)]
+    sections[-1] += line
+
+
+def _link(domain: str, kind: str, target: str, text: str, page: str) -> addnodes.pending_xref:
+    look = nodes.literal if domain == "py" else nodes.inline
+    settings = {"refdomain": domain, "reftype": kind, "reftarget": target, "refdoc": page}
+    settings |= {"refexplicit": True, "refwarn": True}
+    return addnodes.pending_xref("", look("", text), **settings)
+
+
 def setup(app) -> dict:
     """Register with Sphinx."""
 
@@ -178,4 +217,5 @@ def setup(app) -> dict:
 
     app.add_directive("paper-map", PaperMap)
     app.connect("autodoc-process-docstring", add, priority=900)
+    app.connect("doctree-read", close)
     return {"parallel_read_safe": True}

@@ -253,7 +253,7 @@ assert sum(written) == len(config.layers), "one tensor per edit layer"
 assert after[0, 0] > before[0, 0], "the new answer gained"
 assert np.array_equal(probabilities(), before), "the old answers return"
 
-# %%
+# %% tags=["hide-input"]
 if MODEL == "smollm2-135m" and not DATA:
     found = [rates.efficacy, rates.generalization, rates.specificity]
     assert np.all(found == np.ones((3, 1))) and len(config.layers) == 5

@@ -570,7 +570,7 @@ for name in ("efficacy", "generalization", "specificity"):
 #
 # The last cell asserts what the page has claimed.
 
-# %%
+# %% tags=["hide-input"]
 assert within.mean() > between.mean() + 0.2, "a subject keeps its key"
 assert (values.after > values.before).float().mean() > 0.9
 assert off < 1e-6, "the update solves Eq 4, with ridge and jitter"
@@ -579,7 +579,7 @@ if MODEL == "atlas-gpt2" and not DATA:
     longest = plain.norm(dim=0).max() / W.norm(dim=0).max()
     assert longest > 1e4, "columns of nearly silent neurons"
 
-# %%
+# %% tags=["hide-input"]
 # In percent; the jitter may differ from one lambda to the next.
 assert (curves[0].diff() > -2).all(), "the fit falls as lambda grows"
 assert (curves[2].diff() < 2).all(), "the disturbance of text falls too"

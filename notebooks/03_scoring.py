@@ -561,7 +561,7 @@ plt.show()
 #
 # The last cell asserts what the page has claimed.
 
-# %%
+# %% tags=["hide-input"]
 assert rows_alike == dict(activation=False, weight=True, residual=False)
 at_p = {name: size[name][shares.index(0.8)] for name in Q}
 needed = {}
@@ -572,7 +572,7 @@ for name in ("activation", "residual"):
 assert all(abs(count - 215) <= 3 for count in needed.values()), needed
 assert at_p["residual"] < 0.7 * at_p["weight"], "RS needs fewer neurons"
 
-# %%
+# %% tags=["hide-input"]
 assert at_p["activation"] < 0.7 * at_p["weight"], "and so does AS"
 for name, sizes in size.items():
     assert sizes == sorted(sizes), f"{name}: sets grow with p"

@@ -436,7 +436,7 @@ print(f"WI and AS give equal groups: {by_wi.cost == by_as.cost}")
 # **Next:** {doc}`05_two_step` lets each anchor go ahead, and measures what its
 # members gain. The last cell asserts what this page has claimed.
 
-# %%
+# %% tags=["hide-input"]
 zeros = torch.zeros(len(sets), dtype=torch.double)
 torch.testing.assert_close(distance.diagonal(), zeros)
 assert between.mean() < by_chance.mean(), "facts are closer than chance"
@@ -446,7 +446,7 @@ for c, anchor in enumerate(anchors):
     sums = distance[members][:, members].sum(1)
     assert sums.min() == sums[members == anchor], "Eq 10"
 
-# %%
+# %% tags=["hide-input"]
 assert least <= nine + 1e-9, "nothing is cheaper than the cheapest"
 assert torch.equal(labels[anchors], torch.arange(len(anchors)))
 assert all(a > b for a, b in zip(cost["facts"], cost["facts"][1:]))

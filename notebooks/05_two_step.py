@@ -546,7 +546,7 @@ print(presets.strategy(MODEL, "ece-plus"))
 # **Next:** {doc}`06_submatrix` writes values to the weights. The last cell asserts
 # what this page has claimed.
 
-# %%
+# %% tags=["hide-input"]
 assert fast.losses[-1, 0] < fast.losses[0, 0], "descent descends"
 assert at_U > 2 * end_of_anchor, "the loss jumps when U is handed over"
 assert chance["anchor's"][1] > chance["anchor's"][0], "U: anchor's answer"
@@ -557,7 +557,7 @@ assert abs(float(second.nll[apart].mean()) - 9.2) < 0.05, "and at zero"
 assert chance["own new"][2] > chance["own new"][0], "own steps: own answer"
 assert abs(with_own.mean() - with_other.mean()) < 0.3
 
-# %%
+# %% tags=["hide-input"]
 if MODEL == "atlas-gpt2" and not DATA:
     ends = {name: v.losses[-1].mean() for name, v in values.items()}
     assert ends["equal"] < ends["anchor"], "U brings no lower loss"

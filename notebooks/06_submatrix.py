@@ -443,7 +443,7 @@ plt.show()
 # **Next:** {doc}`07_sequential` puts everything in a sequence of batches, beside MEMIT.
 # The last cell asserts what this page has claimed.
 
-# %%
+# %% tags=["hide-input"]
 assert (Delta[:, ~mask] == 0).all(), "outside: exactly zero"
 assert gaps[-1] < 1e-6 < gaps[0], "descent reaches the closed form"
 assert at_minimum[mask].norm() < 1e-4 * at_zero[mask].norm(), "minimum"
@@ -451,7 +451,7 @@ assert at_minimum[~mask].norm() > at_minimum[mask].norm()
 falling = zip(total, total[1:])
 assert all(a >= b - 1e-9 for a, b in falling), "more columns, lower"
 
-# %%
+# %% tags=["hide-input"]
 assert error < 1e-3, "all columns: MEMIT"
 assert cost[1] >= cost[0] - 1e-9, "the residual needs all of W"
 first = [row[0] for row in lengths.values()]

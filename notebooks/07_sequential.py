@@ -475,7 +475,7 @@ print(tables.origin(found.runs, missing))
 # %% [markdown]
 # The last cell asserts what this page has claimed.
 
-# %%
+# %% tags=["hide-input"]
 assert all(len(run[2]) == len(facts) // batch for run in runs.values())
 for method in ("ece-plus", "memit-history"):
     assert rates.efficacy[method] > rates.efficacy["pre-edit"] + 20
@@ -486,7 +486,7 @@ assert max(share[["ece-as", "ece-wi", "ece-rs"]]) < 100, "ece: some"
 edits = ended.efficacy.unstack()
 assert edits.drop(columns="memit").min(axis=None) > 95
 
-# %%
+# %% tags=["hide-input"]
 assert edits.memit.min() < 90, "MEMIT loses edits"
 ahead = ours - score.memit
 assert ahead.round(1).tolist() == [2.4, 5.6, 0.2], "of MEMIT"

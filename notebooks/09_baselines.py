@@ -445,14 +445,14 @@ plt.show()
 #
 # The last cell asserts what this page has claimed.
 
-# %%
+# %% tags=["hide-input"]
 for name in ("serac", "retrieval"):
     assert after[name][3] == 0, "a memory changes no weight"
 assert share < 1e-4, "ROME meets its constraint"
 for name in ("rome", "memit", "ft-m"):
     assert after[name][0] > before[0], name
 
-# %%
+# %% tags=["hide-input"]
 if MODEL == "atlas-gpt2" and not DATA:
     assert round((bare + more) / bare) == 4
     for name in ("rome", "memit", "alphaedit", "blue", "rect", "prune"):

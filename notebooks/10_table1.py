@@ -358,7 +358,7 @@ print(found.runs.groupby(["method", "dataset"]).seed.nunique()
 # %% [markdown]
 # The last cells assert what this page has claimed.
 
-# %%
+# %% tags=["hide-input"]
 found_cf = verdicts("counterfact")["is"].unstack()
 assert (found_cf["the paper's baselines"] == "ahead of").all()
 assert (found_cf["peers"] == "behind").all()
@@ -370,7 +370,7 @@ seen_gap = gap.xs("serac-seen", level=1).round(1)
 assert seen_gap.tolist()[:2] == [-2.4, -5.5] and 0 < gap[
     "atlas-llama", "rome"] < 1
 
-# %%
+# %% tags=["hide-input"]
 history = gap.xs("memit-history", level=1).round(1)
 assert history.between(-2.3, -0.4).all()
 zsre = pd.concat({m: tables.gaps(scores.loc[m, "zsre"], top)
@@ -380,7 +380,7 @@ assert (zsre["atlas-llama"][["rome", "memit"]] < 0).all()
 plus = against_others("counterfact").xs("ece-plus", axis=1, level=1)
 assert plus.loc["memit-history"].str.endswith("?").all()
 
-# %%
+# %% tags=["hide-input"]
 real_score = real_rates.score.round(1)
 ours = real_score[["ece-rs", "ece-as", "ece-wi"]]
 assert (ours.min(), ours.max()) == (77.8, 79.2)
@@ -391,7 +391,7 @@ assert real_score[["blue", "rome"]].tolist() == [80.3, 70.6]
 SEEDS = {"blue": 1, "rome": 1, "ece-as": 1, "ece-wi": 2, "ece-rs": 3}
 assert real_rates.seeds[list(SEEDS)].to_dict() == SEEDS
 
-# %%
+# %% tags=["hide-input"]
 written = real_rates.drop("retrieval").specificity
 assert written.idxmin() == "rome"
 looked_up = real_rates.loc["retrieval"]
@@ -401,19 +401,19 @@ assert looked_up.specificity.round() == 67
 one = tables.wide(real_after.query("seed == 0"), "method")
 one = one.set_index("method").loc["memit-history"]
 
-# %%
+# %% tags=["hide-input"]
 assert (one.score.round(1), one.efficacy_top1) == (81.8, 81.2)
 assert one.specificity.round() == 71
 guessed, _ = grid.results(
     "../book/grid-real.toml", ["retrieval-unsearched"], "../results")
 assert tables.by_method(guessed).score["retrieval"].round(1) == 71.4
 
-# %%
+# %% tags=["hide-input"]
 spread = tables.wide(real_after, "method", "seed").groupby("method").score
 assert (spread.max() - spread.min()).max().round(1) == 1.4
 assert not {"ft-m", "mend", "serac"} & set(real_rates.index)
 
-# %%
+# %% tags=["hide-input"]
 assert first == again, "equal settings give equal digits"
 assert not found.runs.duplicated(
     ["model", "dataset", "method", "seed"]).any()

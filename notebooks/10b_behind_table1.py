@@ -238,7 +238,7 @@ print(tables.origin(found.runs, missing))
 # %% [markdown]
 # The last cells assert what this page has claimed.
 
-# %%
+# %% tags=["hide-input"]
 worth = seen.round(1)
 assert (worth.score.min(), worth.score.max()) == (4.2, 12.4)
 assert worth.specificity.abs().max() < 0.5
@@ -251,7 +251,7 @@ assert (anchors.min(), anchors.max()) == (0.7, 3.2)
 choice = sorted(cost["all neurons"])
 assert choice[0] < 0 and choice[1:] == [2.2, 2.8]
 
-# %%
+# %% tags=["hide-input"]
 gained = (preset - plain).round(1)
 assert (gained.min(), gained.max()) == (1.2, 1.5)
 rome = by_seed().loc[("atlas-llama", "counterfact"), "rome"].mean()
@@ -263,7 +263,7 @@ editors = [*OURS, *PEERS, "ece-plus", "memit", "rome"]
 harm = lost.damage.unstack("model").loc[editors]
 assert (harm.idxmax() == "rome").all()
 
-# %%
+# %% tags=["hide-input"]
 assert sorted(unfair.values()) == list(unfair.values())
 assert round(100 * unfair[300]) == 14
 wider = both.eval("specificity_unedited - specificity").unstack("model")

@@ -262,7 +262,7 @@ print(tables.origin(real.runs, unrun))
 # %% [markdown]
 # The last cell asserts what this page has claimed.
 
-# %%
+# %% tags=["hide-input"]
 real_score = real_curve.pivot(
     index="method", columns="edited", values="score").round(1)
 assert real_score[1000].sort_values(ascending=False).to_dict() == {
@@ -272,14 +272,14 @@ assert real_score[1000].sort_values(ascending=False).to_dict() == {
 assert real_score[100].drop("ft-l").round().between(82, 87).all()
 fall = real_score[100] - real_score[1000]
 
-# %%
+# %% tags=["hide-input"]
 assert fall["memit"] < fall["ece-rs"] < fall["rome"]
 assert real_score.loc["ft-l"].round().tolist() == [46, 47, 47]
 assert at_end.generalization["ft-l"].round() == 33
 others = at_end.perplexity.drop(["rome", "ece-as", "ece-wi", "ece-rs"])
 assert others.round().agg(["min", "max"]).tolist() == [130, 162]
 
-# %%
+# %% tags=["hide-input"]
 scores = curve.pivot_table("score", "method", ["edited", "model"])
 whole = scores.round().astype(int)
 held = ["ece-wi", "ece-rs", "ece-plus", "memit-history"]
@@ -288,7 +288,7 @@ bend = scores[600] - scores[800]
 steady = ["ece-plus", "rome"]
 assert bend.loc[steady].max(axis=None) < 5
 
-# %%
+# %% tags=["hide-input"]
 assert bend.drop(steady).min(axis=None) > 10
 assert whole.loc["ece-wi", 1200].tolist() == [59, 54]
 assert whole.loc["ece-rs", 1200].tolist() == [59, 47]
@@ -299,7 +299,7 @@ gpt2 = scores.xs("atlas-gpt2", axis=1, level="model").loc[:, 400:]
 assert (gpt2.loc["ece-rs"] > gpt2.loc["memit"]).all()
 assert breaks.loc[("atlas-gpt2", "rome"), "specificity"] == 200
 
-# %%
+# %% tags=["hide-input"]
 assert [p["edited"] for p in live["points"]] == [8, 16, 24]
 assert live["points"][-1]["efficacy"] == live["after"]["efficacy"]
 end = tables.wide(found.cells().query("when == 'after'"), *sides)

@@ -202,7 +202,7 @@ print(tables.origin(real.runs, unrun))
 # %% [markdown]
 # The last cell asserts what this page has claimed.
 
-# %%
+# %% tags=["hide-input"]
 moves = (ends.best - ends.worst).unstack("model").round(1)
 assert moves.loc["memit"].tolist() == [2.3, 4.2, 0.2]
 assert moves.max(axis=1)["memit-history"] == 0.2
@@ -210,13 +210,13 @@ assert moves.max(axis=1)[["ece-rs", "ece-plus"]].tolist() == [1.6, 0.4]
 assert (score[10] == ends.worst).unstack("model").loc["memit"].all()
 assert (cost[100] < cost[10]).all() and (found.runs.facts == 200).all()
 
-# %%
+# %% tags=["hide-input"]
 real_score = real_rates.score.round(1).unstack("method")
 assert real_score["memit-history"].to_dict() == {
     50: 81.9, 100: 81.8, 500: 82.2}
 assert real_score["ece-rs"].to_dict() == {50: 79.3, 100: 77.3, 500: 77.8}
 
-# %%
+# %% tags=["hide-input"]
 assert (in_batches(1, True) - whole).norm() < 1e-8 * whole.norm()
 assert (in_batches(1, False) - whole).norm() > 0.1 * whole.norm()
 assert len(live[2]["batches"]) == 4 and len(live[8]["batches"]) == 1

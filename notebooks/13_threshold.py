@@ -235,7 +235,7 @@ print(tables.origin(mine, unrun))
 # %% [markdown]
 # The last cells assert what this page has claimed.
 
-# %%
+# %% tags=["hide-input"]
 behind = (score[1.0] - less.max(axis=1)).round(1)
 assert (behind.min(), behind.max()) == (0.1, 2.4)
 assert score[1.0].loc["atlas-gptj"].round().tolist() == [96, 97, 97]
@@ -244,7 +244,7 @@ assert cost.agg(["min", "max"])["atlas-gpt2"].tolist() == [3, 8]
 assert cost.agg(["min", "max"])["atlas-llama"].tolist() == [1, 2]
 at = shown.round().xs(0.8, level="p").unstack("model")
 
-# %%
+# %% tags=["hide-input"]
 assert at.score["atlas-gptj"].to_dict() == {
     "ece-rs": 61, "ece-as": 88, "ece-wi": 66}
 at = at.kept.agg(["min", "max"], axis=1).T
@@ -257,7 +257,7 @@ assert on_real.score[:0.8].max() < on_real.score[0.9:].min()
 assert (on_real.loc[1.0, RATES] > on_real.loc[0.8, RATES]).all()
 assert (found.runs.facts == 200).all() and (found.runs.batch == 25).all()
 
-# %%
+# %% tags=["hide-input"]
 count = kept.pivot(index="p", columns="method", values="n")
 assert (count.diff().dropna() >= 0).all(axis=None)
 assert (count.loc[1.0] == W.shape[1]).all()

@@ -231,7 +231,7 @@ print(tables.origin(real.runs, unrun))
 # %% [markdown]
 # The last cells assert what this page has claimed.
 
-# %%
+# %% tags=["hide-input"]
 claimed = {"no history": [4.38, 2.03], "edited values": [0.09, 0.05],
            "mean of the group": [0.95, -0.01],
            "no shared phase": [0.60, 0.11], "all neurons": [-0.44, -0.21]}
@@ -242,18 +242,18 @@ layers = gain.loc[["2 chosen layers", "3 chosen layers"]]
 assert layers["atlas-gpt2"]["3 chosen layers"] == 0
 assert layers["atlas-llama"].between(2, 4).all()
 
-# %%
+# %% tags=["hide-input"]
 whole, _ = grid.results("../book/grid.toml", ["sequential"], "../results")
 whole = whole.cells().query("when == 'after' and metric == 'score'")
 whole = whole.pivot_table("value", "model", "method")
 ahead = (whole["ece-rs"] - whole["memit"]).round(2)
 assert ahead[["atlas-gpt2", "atlas-llama"]].tolist() == [2.35, -0.07]
 
-# %%
+# %% tags=["hide-input"]
 assert all(abs(sum(line) - 1) < 1e-6 for line in share.values())
 assert len(chosen) == len(fixed) and list(chosen) == sorted(chosen)
 
-# %%
+# %% tags=["hide-input"]
 own = real_parts.score
 whole = own["ece-rs, as it is"]
 adds = {name: round(whole - own[f"ece-rs, {name}"], 1) for name in ROWS}

@@ -353,7 +353,7 @@ print(tables.origin(every.runs, missing))
 # %% [markdown]
 # The last cells assert what this page has claimed.
 
-# %%
+# %% tags=["hide-input"]
 last = end.score.round().astype(int)["atlas-gpt2"]
 assert last["ece-plus"][["again", "original"]].tolist() == [77, 60]
 assert last["memit-history"][["again", "original"]].tolist() == [79, 59]
@@ -365,7 +365,7 @@ ours = verdicts.loc[["ece-as", "ece-wi", "ece-rs"]].eq("ahead")
 assert ours.all(axis=None)
 assert gains.score.abs().max().round(1) == 0.6
 
-# %%
+# %% tags=["hide-input"]
 assert strategy.names > 0
 mixed = ece.blend(everywhere, at_ends, 0.25).moments[layer]
 parts = everywhere.moments[layer], at_ends.moments[layer]

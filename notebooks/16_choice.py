@@ -280,7 +280,7 @@ CLAIMED = {"rome": ["ahead", "ahead", "even"],
            "memit-history": ["even", "behind", "behind"],
            "ece-plus": ["ahead", "behind", "behind"]}
 
-# %%
+# %% tags=["hide-input"]
 for other, words in CLAIMED.items():
     assert [v.verdict[other] for v in verdicts.values()] == words, other
 assert (best_scorer == "ece-as").all()
@@ -291,7 +291,7 @@ assert points.loc["memit"].tolist() == [6.4, 3.4, 0.6]
 assert points.loc["serac-seen"].tolist()[:2] == [-2.4, -0.5]
 assert points.loc["serac", "atlas-gpt2"] > 0
 
-# %%
+# %% tags=["hide-input"]
 assert (tried.seed == 3).all()
 counts = spread.tried.unstack()[["ece-as", "rome", "memit"]]
 assert counts.isin([20, 21]).all(axis=None)

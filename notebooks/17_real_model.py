@@ -205,7 +205,7 @@ print(tables.origin(sought.runs, unsearched))
 # %% [markdown]
 # The last cell asserts what this page has claimed.
 
-# %%
+# %% tags=["hide-input"]
 of = rates.round().astype(float)
 history = of.loc["memit-history", [*RATES[:3], *TOP]]
 assert history.tolist() == [97, 83, 70, 82, 41]
@@ -214,7 +214,7 @@ gap, ends = behind.round(1), ["low", "high"]
 paper = gap.loc[["ece-as", "ece-wi", "ece-rs"], ends]
 assert (paper.low.min(), paper.high.max()) == (2.2, 4.5)
 
-# %%
+# %% tags=["hide-input"]
 assert rates.seeds[["ece-as", "ece-wi", "ece-rs"]].tolist() == [1, 2, 3]
 assert gap.loc["ece-plus", ends].tolist() == [0.0, 1.3]
 assert gap.loc["memit", ends].tolist() == [0.9, 1.6]

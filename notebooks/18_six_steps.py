@@ -237,7 +237,7 @@ print(tables.origin(more.runs, lacking))
 # %% [markdown]
 # The last cell asserts what this page has claimed.
 
-# %%
+# %% tags=["hide-input"]
 memit, paper = (pace.loc[m] for m in ("memit-history", "ece-rs"))
 ours = [f"{rate} of the state" for rate in (0.35, 0.7, 1.4)]
 old = "0.5, as published"
@@ -247,7 +247,7 @@ assert memit.steps[ours].round(1).tolist() == [8.1, 6.7, 6.2]
 assert memit.steps[old].round(1) == 15.5
 assert paper.score[[old, ours[1]]].round(1).tolist() == [71.1, 80.4]
 
-# %%
+# %% tags=["hide-input"]
 at = pd.DataFrame(curves).round(2)
 assert at["0.5, as published"][10] == 0.26
 assert at["0.7 of the state"][5] == 0.04

@@ -356,25 +356,25 @@ apart = (apart.max() - apart.min()).round().sort_values()
 assert apart.index[[0, -1]].tolist() == ["MMLU", "NLI"]
 assert apart.iloc[[0, -1]].tolist() == [6, 51]
 
-# %%
+# %% tags=["hide-input"]
 wrote = by_task.written.round(1)
 assert wrote[["unedited", "alphaedit", "rome"]].tolist() == [
     18.6, 5.5, 0.0]
 
-# %%
+# %% tags=["hide-input"]
 near = ["ece-plus", "ft-l", "memit", "memit-history"]
 assert wrote[near].between(13, 17).all()
 assert wrote[ECE].between(3, 9).all()
 assert moved.points.round().agg(["min", "max"]).tolist() == [-3, 8]
 assert moved["±"].round().eq(8).all()
 
-# %%
+# %% tags=["hide-input"]
 assert round(after.perplexity["unedited"]) == 86
 lowest = after.perplexity.drop("unedited").nsmallest(2).round()
 assert lowest.to_dict() == {"ft-l": 130, "memit-history": 134}
 assert round(of.score["ft-l"]) == 47
 
-# %%
+# %% tags=["hide-input"]
 assert after.perplexity[ECE].round().agg(["min", "max"]).tolist() == [
     266, 332]
 assert set(after.perplexity[rivals].nlargest(3).index) == set(ECE)
@@ -386,7 +386,7 @@ assert after.kl_neighbours[rivals].between(0.8, 1.3).all()
 assert of.score[ECE].between(69.5, 71).all()
 assert of.score["memit-history"] == 78.2
 
-# %%
+# %% tags=["hide-input"]
 assert set(after.score[rivals].nsmallest(3).index) == set(ECE)
 assert set(kept[1000][rivals].nsmallest(3).index) == set(ECE)
 left = tasks.pivot(index=["model", "method"], columns="edited",
@@ -399,7 +399,7 @@ assert by_method.loc[ECE].stack().agg(["min", "max"]).tolist() == [6, 16]
 assert by_method.loc["ece-plus"].tolist() == [23, 19]
 assert by_method.loc["memit"].tolist() == [8, 2]
 
-# %%
+# %% tags=["hide-input"]
 still = ours.query("edited == @LAST and metric == 'efficacy'").pivot(
     index="method", columns="model", values="value")
 assert still.loc["ece-plus"].min() > 80 and still.loc["memit"].max() < 50
@@ -410,14 +410,14 @@ assert llama.points.round()[["ece-plus", "memit"]].tolist() == [-19, -2]
 assert max(gpt2["±"].max(), llama["±"].max()) < 5
 assert max(gpt2.points[ECE].max(), llama.points[ECE].max()) < -1
 
-# %%
+# %% tags=["hide-input"]
 most = [set(column["atlas-gpt2"].nlargest(2).index)
         for column in (still, by_method)]
 assert most == [{"ece-plus", "rome"}] * 2
 assert by_method.loc["rome", "atlas-llama"] == 11
 assert still["atlas-llama"].idxmax() == "rome"
 
-# %%
+# %% tags=["hide-input"]
 assert round(heavy.perplexity) == 134 and round(heavy.score, 1) == 71.8
 assert round(heavy.kl_neighbours, 2) == 0.54
 assert heavy.kl_neighbours < after.kl_neighbours.drop("unedited").min()

@@ -234,7 +234,7 @@ print(tables.origin(there, absent))
 # %% [markdown]
 # The last cell asserts what this page has claimed.
 
-# %%
+# %% tags=["hide-input"]
 says = collapse["says it"] * 20 / 100
 assert says.round().to_dict() == {
     "ece-plus": 15, "memit-history": 14, "ece-rs": 9, "alphaedit": 12,
@@ -242,7 +242,7 @@ assert says.round().to_dict() == {
     "unedited": 1}
 assert collapse.entropy.idxmin() == "rome"
 
-# %%
+# %% tags=["hide-input"]
 llama = shrunk["atlas-llama"]
 lost = llama.loc[["ece-as", "ece-wi", "ece-rs", "memit"]]
 says = llama["says it"] / 5
@@ -251,7 +251,7 @@ assert says[lost.index].round().agg(["min", "max"]).tolist() == [1, 4]
 assert (lost["names the old"] >= 50).all()
 assert set(found.runs.facts) == {1000} and set(there.facts) == {1200}
 
-# %%
+# %% tags=["hide-input"]
 repeats = collapse.entropy.round()
 assert repeats[["rome", "unedited", "memit"]].tolist() == [368, 486, 530]
 ours = repeats[["ece-as", "ece-wi", "ece-rs"]]

@@ -422,7 +422,7 @@ plt.show()
 # %% [markdown]
 # The last cell asserts what this page has claimed.
 
-# %%
+# %% tags=["hide-input"]
 own, relation_alone, kind_alone, other, random = (
     by_pair.loc[name].mean() for name in by_pair.index)
 assert 0.35 < own < 0.45 and own > 4 * relation_alone
@@ -432,7 +432,7 @@ assert agree.loc["AS, RS"].min() > 0.95
 assert (agree.loc["RS, WI"] - agree.loc["RS, WI by chance"]).max() < 0.03
 assert rand.loc["subject", "K = 24"] > 0.5
 
-# %%
+# %% tags=["hide-input"]
 assert rand.loc["relation"].max() < 0.2
 width = ece.sites(model, config.layers)[0].weight.shape[1]
 for report in reports:

@@ -449,7 +449,7 @@ shown()
 # %% [markdown]
 # The last cell asserts what this page has claimed.
 
-# %%
+# %% tags=["hide-input"]
 found = pd.Series(verdicts)
 assert found["ECE stays where ROME falls"] == "holds"
 assert found["ECE stays where MEMIT falls"] == "does not hold"
@@ -461,7 +461,7 @@ assert found[seen] != "holds" and clear.sum() == 2 == len(clear) - 1
 stays = found.filter(like="ECE stays where ROME falls, ")
 assert len(stays) == 2 and (stays == "does not hold").all()
 
-# %%
+# %% tags=["hide-input"]
 assert found["Anchors make the search for values faster"] == "holds"
 assert found["ECE edits better than its baselines"] == "does not hold"
 assert found["... and nothing simpler does it"] == "does not hold"
@@ -469,7 +469,7 @@ looked = "... than an edit that is only looked up"
 assert found[looked] == "does not hold"
 assert found["p = 0.8 is a good share"] == "does not hold"
 
-# %%
+# %% tags=["hide-input"]
 history, ece = side.loc["memit-history"], side.loc["ece-rs"]
 assert (
     history[["efficacy", "generalization", "specificity"]]

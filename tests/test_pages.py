@@ -1,9 +1,16 @@
 """The small extensions that pages are built with, and what the home page claims."""
 
+import base64
+import io
+from types import SimpleNamespace
+
 import alt_text
+import light
+import numpy as np
 import run_chapters
 from docstrings import to_rst
 from docutils import nodes
+from PIL import Image
 
 from ece.experiments import grid
 
@@ -25,6 +32,26 @@ def test_a_picture_without_a_text_gets_the_one_below_it():
     document = nodes.section("", before, bare, below, named)
     alt_text.describe(None, document, "page")
     assert bare["alt"] == "a cat" and named["alt"] == "a dog"
+
+
+def test_a_lighter_page_keeps_its_words_and_the_look_of_its_figures(tmp_path):
+    shades = np.linspace(0, 255, 120, dtype=np.uint8)
+    drawn = np.stack([shades[:, None].repeat(90, 1)] * 3, -1)
+    held = io.BytesIO()
+    Image.fromarray(drawn).save(held, "png", compress_level=0)
+    script = '<script src="../_static/vendor/fontawesome/6.5.2/js/all.min.js?digest=d"></script>'
+    inside = f'<img src="data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}">'
+    (tmp_path / "_images").mkdir()
+    (tmp_path / "_images" / "a.png").write_bytes(held.getvalue())
+    (tmp_path / "page.html").write_text(f"<p>one</p>{script}<script src='own.js'></script>{inside}")
+    light.lighten(SimpleNamespace(outdir=tmp_path, builder=SimpleNamespace(format="html")), None)
+    page = (tmp_path / "page.html").read_text()
+    assert page.startswith("<p>one</p><script src='own.js'></script><img src=")
+    assert len(page) < len(inside) / 4
+    small = tmp_path / "_images" / "a.png"
+    assert small.stat().st_size < len(held.getvalue()) / 4
+    apart = np.array(Image.open(small).convert("RGB")).astype(int) - drawn
+    assert abs(apart).max() <= 2
 
 
 def scores(file: str, *tables: str):

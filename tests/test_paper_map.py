@@ -46,3 +46,11 @@ def test_a_method_counts_where_its_class_is_used():
 def test_a_link_goes_to_the_name_that_a_user_imports():
     assert paper_map._public("ece.editor.edit_batch") == "ece.edit_batch"
     assert paper_map._public("ece.scoring.select") == "ece.scoring.select"
+    assert paper_map._public("ece.strategy.Strategy.solve") == "ece.Strategy.solve"
+
+
+def test_a_chapter_closes_with_the_functions_it_uses():
+    used = dict((name, named) for named, name in paper_map.shown("03_scoring"))
+    assert used["ece.scoring.scores"] == [5, 6, 7]
+    assert "ece.descent.descend" not in used
+    assert paper_map.shown("no_such_chapter") == []

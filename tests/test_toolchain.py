@@ -199,7 +199,9 @@ def test_continuous_integration_finds_real_records(tmp_path, beside, given, seen
 
 def contents() -> list[str]:
     toc = yaml.safe_load(read("_toc.yml"))
-    return [toc["root"]] + [page["file"] for part in toc["parts"] for page in part["chapters"]]
+    chapters = [page for part in toc["parts"] for page in part["chapters"]]
+    below = [page for chapter in chapters for page in chapter.get("sections", ())]
+    return [toc["root"]] + [page["file"] for page in chapters + below]
 
 
 def test_contents_name_every_page():
@@ -209,15 +211,19 @@ def test_contents_name_every_page():
     assert sorted(contents()) == sorted(there)
 
 
-def test_chapters_of_a_part_stand_in_order():
-    for part in yaml.safe_load(read("_toc.yml"))["parts"]:
-        files = [page["file"] for page in part["chapters"] if "notebooks/" in page["file"]]
-        assert files == sorted(files)
+def test_the_number_of_a_chapter_is_that_of_its_file():
+    """The sidebar counts the chapters from 1, the quickstart stands before it."""
+    parts = yaml.safe_load(read("_toc.yml"))["parts"]
+    counted = [part for part in parts if part.get("numbered") == 1]
+    files = [page["file"] for part in counted for page in part["chapters"]]
+    assert [int(file[len("notebooks/") :][:2]) for file in files] == list(range(1, len(files) + 1))
+    others = [page["file"] for part in parts if part not in counted for page in part["chapters"]]
+    assert [file for file in others if file.startswith("notebooks/")] == ["notebooks/00_quickstart"]
 
 
 def test_paper_map_names_what_exists():
     page = read("book/paper-map.md")
-    for dotted in re.findall(r"`(ece\.[\w.]+)`", page):
+    for dotted in re.findall(r"[`<](ece\.[\w.]+)[`>]", page):
         module, _, attribute = dotted.rpartition(".")
         assert hasattr(importlib.import_module(module), attribute), dotted
     for test in set(re.findall(r"`(test_\w+)`", page)):

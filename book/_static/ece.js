@@ -33,3 +33,16 @@ for (const list of document.querySelectorAll(".sig dl")) {
 for (const list of document.querySelectorAll(".citation-list")) {
   for (const entry of list.children) entry.setAttribute("role", "listitem");
 }
+
+// Folded cells in a row that show nothing become one fold, that of the last of them.
+for (const cell of document.querySelectorAll(".cell.tag_hide-input")) {
+  const next = cell.nextElementSibling;
+  if (cell.querySelector(".cell_output") || !next?.matches(".cell.tag_hide-input")) continue;
+  next.querySelector("details > summary").after(...cell.querySelectorAll(".cell_input"));
+  cell.remove();
+}
+
+// The theme's arrows that open a branch of the contents have no name.
+for (const arrow of document.querySelectorAll("summary:has(> .toctree-toggle)")) {
+  arrow.setAttribute("aria-label", "Pages below this one");
+}

@@ -11,7 +11,7 @@ def check_lengths(model, tokenizer, facts: Sequence[Fact]) -> None:
     """Check that the model can read every prompt of every fact, with its answers.
 
     Raises `FactError` that names the fact and the field. Prefixes of the edit prompt count in
-    `ece.facts.validate`; every other prompt counts here alone.
+    `ece.checks.validate`; every other prompt counts here alone.
     """
     limit = context_length(model)
     for fact in facts:
