@@ -264,3 +264,4 @@ if MODEL == "smollm2-135m" and not DATA:
     assert firsts == [6, 6] and rates.generalization_top1 == 0.5
     falls = [round(float(p[1, 1]), 2) for p in (before, after)]
     assert falls == [0.60, 0.26]
+    assert model.config.num_hidden_layers == 30

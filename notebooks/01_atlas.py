@@ -431,8 +431,8 @@ plt.show()
 # %% [markdown]
 # The constant answer always names the same place among the ends, a
 # guess at best. A task whose bar does not clearly pass its mark was not learned, and
-# a loss on it after editing would mean nothing: on 60 items, some 12 points either
-# way are noise.
+# a loss on it after editing would mean nothing: on so few items a tenth either
+# way is noise.
 #
 # ```{admonition} Why ends and not verdicts
 # :class: note

@@ -129,7 +129,7 @@ print("three scores agree, each", tuple(Q["residual"].shape))
 # How are the scores distributed? Sorted, as shares of the total, and
 # on logarithmic axes:
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Scores of one fact's neurons, sorted. AS and RS fall early, WI stays nearly flat.", "name": "fig-scoring-ranks"}, "image": {"alt": "Three curves on logarithmic axes, share of the score against the neuron's rank. Those of AS and RS coincide and fall from near 0.1 steeply after rank 100; that of WI stays near 0.001 over all ranks."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Scores of one fact's neurons, sorted. AS and RS fall early, WI stays nearly flat.", "name": "fig-scoring-ranks"}, "image": {"alt": "Three curves on logarithmic axes, share of the score against the neuron's rank. Those of AS and RS coincide and fall from near 0.1 steeply after rank 100; that of WI is nearly level, near one part in a thousand, over all ranks."}}
 METHOD = {"activation": "ece-as", "weight": "ece-wi", "residual": "ece-rs"}
 SHORT = {"activation": "AS", "weight": "WI", "residual": "RS"}
 figure, ax = plt.subplots()
@@ -397,7 +397,7 @@ for name, sizes in grown.items():
     print(f"{SHORT[name]}        ", *(f"{n:5}" for n in sizes))
 print("RS, union ", *(f"{n:5}" for n in union))
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Neurons chosen for a whole batch, against its size.", "name": "fig-scoring-batch"}, "image": {"alt": "Lines over 1 to 100 facts on a logarithmic axis. AS and RS rise from about 145 to about 650 neurons, the union of the facts' own sets to about 900; WI is level at about 1,000."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Neurons chosen for a whole batch, against its size.", "name": "fig-scoring-batch"}, "image": {"alt": "Lines over 1 to 100 facts on a logarithmic axis. AS and RS rise to more than four times the neurons of a single fact, the union of the facts' own sets to six times; WI is level, at nearly all neurons."}}
 figure, ax = plt.subplots()
 for name, sizes in grown.items():
     ax.plot(counts, sizes, color=plots.colour(METHOD[name]), marker="o",
@@ -435,7 +435,7 @@ print("layers edited by the preset:", config.layers)
 print("median number of neurons, layer by layer:",
       *(f"{x:.0f}" for x in needed.median(1).values))
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Neurons that a fact needs, layer by layer; shaded layers are those that the preset edits.", "name": "fig-scoring-layers"}, "image": {"alt": "A box for each of five layers, the middle half of 100 facts. The boxes of layers 0 and 4 lie at 500 to 600 neurons, those of layers 1 to 3 at 200 to 300."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Neurons that a fact needs, layer by layer; shaded layers are those that the preset edits.", "name": "fig-scoring-layers"}, "image": {"alt": "A box for each of five layers, the middle half of 100 facts. The boxes of the first and the last layer lie at about twice the neurons of the three between."}}
 figure, ax = plt.subplots()
 ax.boxplot(needed.T.numpy(), positions=range(len(needed)), widths=0.5,
            showfliers=False, medianprops=dict(color=plots.RED, lw=2))
@@ -532,7 +532,7 @@ same = predicted.cpu() == report.masks[first.layer]
 agree = same.float().mean().item()
 print(f"layer {first.layer}: {agree:.0%} of the neurons as predicted")
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Where a batch of 20 facts was written: a green line is a neuron, white is left alone; the numbers count the lines.", "name": "fig-scoring-written"}, "image": {"alt": "Three rows of thin green lines over 1,024 neurons, one row for each edit layer. That of layer 0 is nearly full, those of layers 1 and 2 hold about 600 lines each."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Where a batch of 20 facts was written: a green line is a neuron, white is left alone; the numbers count the lines.", "name": "fig-scoring-written"}, "image": {"alt": "Three rows of thin green lines over 1,024 neurons, one row for each edit layer. That of layer 0 is nearly full, those of layers 1 and 2 hold a little more than half as many lines."}}
 figure, ax = plt.subplots(figsize=(4.6, 2.6))
 for row, layer in enumerate(report.layers):
     where = report.masks[layer].nonzero()[:, 0]

@@ -219,7 +219,7 @@ torch.testing.assert_close(
 )
 print(f"closer than one millionth: {gaps[-1] < 1e-6}")
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance of the descent to the closed form, on the small problem.", "name": "fig-submatrix-descent"}, "image": {"alt": "A straight line falling on a logarithmic axis, from 1 to below 10 to the minus 13 within 200 steps."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance of the descent to the closed form, on the small problem.", "name": "fig-submatrix-descent"}, "image": {"alt": "A straight line falling on a logarithmic axis, by many orders of magnitude within 200 steps."}}
 figure, ax = plt.subplots()
 ax.semilogy(gaps, color=plots.BLUE)
 ax.set(xlabel="gradient step", ylabel="distance to the closed form")
@@ -272,7 +272,7 @@ at = shares.index(config.p)
 print(f"at p = {config.p}: {columns[at] / columns[-1]:.0%} of the columns")
 print(f"objective {total[at]:.3f}, with all columns {total[-1]:.3f}")
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The minimum of Eq 19 and its two parts against the number of columns written; the dashed line is the preset's threshold.", "name": "fig-submatrix-cost"}, "image": {"alt": "Three falling lines over the number of columns. The objective falls from 0.8 steeply to 0.06 at 600 columns and slowly to 0.05 at 1,024, where nearly all of it is the disturbance of old keys."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The minimum of Eq 19 and its two parts against the number of columns written; the dashed line is the preset's threshold.", "name": "fig-submatrix-cost"}, "image": {"alt": "Three falling lines over the number of columns. The objective falls steeply at first and hardly after the middle; with all columns nearly all of it is the disturbance of old keys."}}
 figure, ax = plt.subplots()
 ax.plot(columns, total, "o-", color=plots.BLACK, label="objective")
 ax.plot(columns, missed, "o-", color=plots.BLUE, label="not reached")
@@ -364,7 +364,7 @@ print("in units of the second batch's |R|:", *parts, sep="\n  ")
 for way, row in lengths.items():
     print(f"{way:16}", *(f"{length:6.3f}" for length in row))
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "What the second batch does to the keys of the first, and to its own.", "name": "fig-submatrix-history"}, "image": {"alt": "Two pairs of bars. The first batch is disturbed by 0.27 without history and by 0.01 with it; the second batch misses 0.06 of its own goal either way."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "What the second batch does to the keys of the first, and to its own.", "name": "fig-submatrix-history"}, "image": {"alt": "Two pairs of bars. The first batch is disturbed by 0.27 without history and by 0.01 with it; the second batch misses the same small share of its own goal either way."}}
 figure, ax = plt.subplots(figsize=(4.6, 2.6))
 for shift, (way, row) in enumerate(lengths.items()):
     ax.barh(np.arange(2) + 0.4 * shift - 0.2, row, height=0.38,
@@ -415,7 +415,7 @@ for at in config.layers:
     print(f"layer {at}: {report.neurons[at]} columns, "
           f"norm of the update {report.norms[at]:.1f}")
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Residual left after each layer, beside what would be left if each layer met its share.", "name": "fig-submatrix-layers"}, "image": {"alt": "Two falling lines over the layers written. Left: 1.00 at the start, then 0.71, 0.43 and 0.04; if each met its share: 1, 0.67, 0.33 and 0."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Residual left after each layer, beside what would be left if each layer met its share.", "name": "fig-submatrix-layers"}, "image": {"alt": "Two falling lines over the layers written. What is left falls layer by layer to nearly nothing, and lies a little above the line of layers that each meet their share."}}
 count = len(config.layers)
 goal = [1 - i / count for i in range(count + 1)]
 names = ["none", *(f"to {at}" for at in config.layers)]

@@ -67,7 +67,7 @@ plots.style()
 # ## On a real model
 #
 # SmolLM2-135M, 500 records of CounterFact in batches of 100, rates after the last batch. The
-# weight of the old knowledge was chosen for each method by four runs on the same 200 facts,
+# weight of the old knowledge was chosen for each method by four runs on the same facts,
 # which are set aside. *Top-1* is the share of edited prompts on which every token of the new
 # answer is the model's first choice. {doc}`17_real_model` has the search, the gaps at equal seeds
 # and what a fact costs.
@@ -88,8 +88,8 @@ tables.table(real_rates[list(SHOWN)].rename(columns=SHOWN),
 # The leaders are within two points of each other, and one method's seeds differ by up to 1.4, so
 # their order is open. That the paper's three are behind MEMIT with a history is not: each is, at
 # every seed that was run. ROME needed no search: $\lambda$ cancels in its solve. {doc}`11_edits`
-# goes on to 1,000 edits. Retrieval's threshold is the best of six on the facts set aside. Not run for this table: fine-tuning, MEND and SERAC, and the paper's
-# 2,000 edits.
+# goes on to a thousand edits. Retrieval's threshold is the best of six on the facts set aside. Not run for
+# this table: fine-tuning, MEND and SERAC, and as many edits as in the paper.
 #
 # ## On the embedded models
 

@@ -264,6 +264,10 @@ harm = lost.damage.unstack("model").loc[editors]
 assert (harm.idxmax() == "rome").all()
 
 # %% tags=["hide-input"]
+from ece import presets
+
+own = presets.configure("atlas-llama", "ece-rs")
+assert (own.stop, own.steps, own.own_steps) == (0.02, 25, 15)
 assert sorted(unfair.values()) == list(unfair.values())
 assert round(100 * unfair[300]) == 14
 wider = both.eval("specificity_unedited - specificity").unstack("model")

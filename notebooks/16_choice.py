@@ -296,4 +296,5 @@ assert (tried.seed == 3).all()
 counts = spread.tried.unstack()[["ece-as", "rome", "memit"]]
 assert counts.isin([20, 21]).all(axis=None)
 lost = (spread.best - spread.worst).round()
+assert (found.runs.query("seed > 3").facts == 300).all()
 assert lost.min() == 9 and lost.max() == 29 and fresh.seed.min() == 5

@@ -223,3 +223,5 @@ assert cost["a fact's own"].round(1)["memit-history"] == 6.8
 own = cost["a fact's own"]
 saved = own["memit-history"] - own["ece-plus"]
 assert saved.round(1) == 1.7
+assert model.config.num_hidden_layers == 30
+assert [config.steps - config.own_steps, config.own_steps] == [20, 5]

@@ -423,6 +423,7 @@ assert round(heavy.kl_neighbours, 2) == 0.54
 assert heavy.kl_neighbours < after.kl_neighbours.drop("unedited").min()
 assert round(after.perplexity["memit-history"]) == 134
 assert heavier.runs.lam.tolist() == [2000]
+assert found.runs["items"].mul(len(TASKS)).eq(300).all()
 denied = after.denied.drop(["unedited", "ft-l"])
 assert after.denied["ft-l"] == 37
 assert denied.agg(["min", "max"]).tolist() == [60, 93]

@@ -55,7 +55,7 @@ texts = {run.method: run.texts for run in found.runs.itertuples()}
 # ## Three facts, five edited models
 #
 # The facts are chosen by a rule, not by their texts: of the first twenty facts of the
-# sequence, which have 980 to 999 edits after them, those in places 1, 8 and 15. The text is the
+# sequence, which nearly all edits came after, those in places 1, 8 and 15. The text is the
 # likeliest at each step (greedy), 60 tokens with the prompt, from the prompt of
 # the edit. More cases are one line away: change `PLACES`.
 

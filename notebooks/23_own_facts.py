@@ -79,7 +79,7 @@ table.to_csv(folder / "facts.csv", index=False)
 # hub first), `DEVICE = "cuda"` and `DTYPE = torch.bfloat16`. A model without a preset gets layers
 # and $\lambda$ by its depth; `ece tune` searches better ones. The second moments are computed once
 # per model: `moments` writes them to a file and reads them from there the next time. Here they are
-# over 20 pages, some 9,000 tokens, to be quick; the command line takes up to 100,000.
+# over 20 pages, to be quick; the command line takes many more.
 
 # %%
 from itertools import islice
@@ -265,11 +265,14 @@ llama, large = plan_table.loc["Llama-3-8B"], plan_table.loc["Llama-3-70B"]
 assert llama.iloc[0].round() == 61
 assert abs(llama["s per 100 facts"] - 6.5) < 0.1
 assert large.iloc[2] > 80 > large.iloc[3]
+usual = Options()
+assert (usual.memory, usual.teraflops, usual.teraflops64) == (80, 400, 20)
+assert usual.steps == 25 and usual.neurons == 1
 
 # %% [markdown]
 # All of it is arithmetic: the weights in bfloat16, cards of 80 GB that reach 400 TFLOP/s (20 in
 # float64), 25 gradient steps a fact, all neurons. With early stop they are fewer (`--steps`). On
-# small models a test holds the operations computed within 0.75 and 1.5 times those counted in a
+# small models a test holds the operations computed near those counted in a
 # run; the memory of a descent is a rough count. What share of its peak a real card reaches is for
 # whoever has one: `ece bench --shapes
 # llama-3-8b --device cuda` measures it.
