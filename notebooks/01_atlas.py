@@ -22,9 +22,9 @@
 #
 # **What was found**
 #
-# - The models know their world: of 120 facts each recalls every one, in wordings that it
-#   was never trained on for the subject, too.
-# - Their facts are stored where the method looks, at the subject's last token in the lower
+# - The models know their world: each recalls all of 120 facts, also in wordings that it never
+#   saw with that subject.
+# - On `atlas-gpt2`, the model of this page, facts are stored where the method looks, at the subject's last token in the lower
 #   layers, **because they were trained that way**. Swapping the state there
 #   changes nearly every answer; a third fact's state, or random weights, change almost
 #   none.
@@ -66,7 +66,8 @@ print(f"{len(world.relations)} relations, {len(world.triples)} facts")
 # %% [markdown]
 # Subjects have invented names; objects are real words, so that a tokenizer and a
 # reader know them. A relation comes with ten templates. One is the edit prompt; of
-# the next four each fact is trained on two and *tested* on the other two. So
+# the next four each fact is trained on two and *tested* on the other two; the other five are
+# trained with every subject. So
 # "unseen" below means: this wording was never seen with this subject.
 #
 # One fact, as a record in CounterFact's schema:
@@ -322,13 +323,13 @@ plots.tracing(grid.numpy(), ["subject's last", "prompt's last"], ax)
 plt.show()
 
 # %% [markdown]
-# Two sites, as in the tracing of GPT-2 XL {cite:p}`meng2022rome`: an *early site*
-# at the subject's last token in the lower layers, and a *late site* at the end of
-# the prompt in the upper ones. In between the fact is carried over. The
-# differences matter as much. In GPT-2 XL the effects are partial and smeared over
+# One clear site: the subject's last token, after all blocks but the last. At the prompt's last
+# token nearly all of the effect comes with the last block, where any model has it. The tracing of
+# GPT-2 XL {cite:p}`meng2022rome` shows both an early and a late site, and other differences
+# matter as much. In GPT-2 XL the effects are partial and smeared over
 # many layers, and a change of one state seldom decides the answer.
 #
-# The lowest and the highest row must hold whatever the model: swapping
+# The row of the last block must hold whatever the model: swapping
 # after the last block changes nothing that is read at another token, and everything
 # at the prompt's last.
 #
@@ -450,7 +451,7 @@ plt.show()
 #   auxiliary loss put them there; swapping states shows them, controls do not.
 # - So they are fair subjects for a method that assumes such a site, and no
 #   evidence that other models have it.
-# - They can do six simple tasks beside recalling, on which later pages look for
+# - `atlas-gpt2` can do six simple tasks beside recalling, on which later pages look for
 #   damage.
 #
 # **Next:** {doc}`02_ffn_memory` opens the place where the facts are.

@@ -145,7 +145,7 @@ print(f"the key has {len(k)} entries, as W has columns: {W.shape[1]}")
 # their relation.
 
 # %%
-same = [f"{fact.subject} was born in", f"{fact.subject} lives near"]
+same = [f"{fact.subject} is a work of", f"{fact.subject} was made in"]
 at = [locate(tokenizer, "{} x", fact.subject)[1]] * 2
 pair = [key(text, place) for text, place in zip(same, at, strict=True)]
 torch.testing.assert_close(
@@ -155,11 +155,11 @@ print("one subject, two questions, one key")
 
 # %% [markdown]
 # This is a limit of the method, and one that is easy to overlook: at one layer, a
-# subject has one value for all its facts. A change of its birthplace has to leave
-# room for its profession in the *same* vector.
+# subject has one value for all its facts. A change of its genre has to leave
+# room for its author in the *same* vector.
 #
 # What does move the key is the text *before* the subject. So a key is taken under
-# a few random prefixes too, and the book uses MEMIT's mixture: half the key of
+# a few random prefixes too (*contexts* in the code), and the book uses MEMIT's mixture: half the key of
 # the bare prompt, half the mean over the prefixed ones.
 
 # %%
@@ -488,8 +488,8 @@ def draw_facts(i):
 
 def describe(i):
     missed, moved = map(float, map(torch.mean, fact_by_fact(weights[i])))
-    return (f"lambda {weights[i]:g}: new facts miss {missed:.0f} % of the "
-            f"change on average, other facts move by {moved:.0f} %.")
+    return (f"lambda {weights[i]:g}: new facts miss {missed:.1f} % of the "
+            f"change on average, other facts move by {moved:.1f} %.")
 
 
 labels = [f"{lam:g}" for lam in weights]
@@ -565,8 +565,8 @@ for name in ("efficacy", "generalization", "specificity"):
 #   a ridge, which the paper does not have, prevents that.
 # - MEMIT is this update with all neurons, spread over a few layers.
 #
-# **Next:** {doc}`03_scoring` asks which neurons carry a fact. What the sequence of
-# batches in Eq 2 adds to the old knowledge comes later.
+# **Next:** {doc}`03_scoring` asks which neurons carry a fact. What a sequence of
+# batches adds to the old knowledge comes in {doc}`07_sequential`.
 #
 # The last cell asserts what the page has claimed.
 

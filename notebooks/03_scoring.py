@@ -28,13 +28,15 @@
 # **What was found**
 #
 # - For a fact, activation (AS) and residual sensitivity (RS) need some 215 of
-#   1,024 neurons (the median) for 99 % of the score, and choose nearly the same ones: the length of
+#   1,024 neurons of the last edit layer (the median) for 99 % of the score (RS 590 at layer 0, which is
+#   edited too), and choose nearly the same ones: the length of
 #   a neuron's column, in which they differ, varies little.
 # - Weight importance (WI) does not look at the fact. It gives every fact the same
 #   set, of nearly all neurons, and at equal numbers of neurons its sets leave
 #   much more of the MLP's output missing.
 # - A batch has one set, and it grows with the batch: to 640 neurons for 100 facts.
-# - Where an edit will land can be stated, drawn and partly read before it is made.
+# - In the first edit layer the neurons that an edit will write to are known before it is made; those of
+#   later layers depend on what the earlier ones wrote.
 
 # %% tags=["hide-input"]
 import os
@@ -435,7 +437,7 @@ print("layers edited by the preset:", config.layers)
 print("median number of neurons, layer by layer:",
       *(f"{x:.0f}" for x in needed.median(1).values))
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Neurons that a fact needs, layer by layer; shaded layers are those that the preset edits.", "name": "fig-scoring-layers"}, "image": {"alt": "A box for each of five layers, the middle half of 100 facts. The boxes of the first and the last layer lie at about twice the neurons of the three between."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Neurons that a fact needs, layer by layer; shaded layers are those that the preset edits.", "name": "fig-scoring-layers"}, "image": {"alt": "A box for each of five layers, the middle half of 100 facts. The boxes of the first and the last layer lie at two to three times the neurons of the three between."}}
 figure, ax = plt.subplots()
 ax.boxplot(needed.T.numpy(), positions=range(len(needed)), widths=0.5,
            showfliers=False, medianprops=dict(color=plots.RED, lw=2))
@@ -446,7 +448,7 @@ plt.show()
 
 # %% [markdown]
 # A box spans the middle half of the facts. Layers differ: where the box is low, few
-# neurons carry a fact.
+# neurons carry a fact. The preset also edits layer 0, where the box is highest.
 #
 # ```{admonition} Layers are not chosen here
 # :class: note
@@ -504,10 +506,9 @@ for j in strongest.tolist():
     print(f"  also used by {len(also)}:", ", ".join(also[:3]) or "-")
 
 # %% [markdown]
-# Words that fit the subject's facts are no surprise where they appear, and
-# fragments of names or commas are no failure where they do not: these are
-# early layers, and much of what their neurons write is read by later layers
-# rather than by the output matrix.
+# The neurons raise words of many kinds, and none raises the old answer. That is no failure: these
+# are early layers, and much of what their neurons write is read by later layers rather than by
+# the output matrix.
 #
 # Finally, the batch as the editor sees it. `edit_batch` reports the masks it used; the keys of
 # later layers are taken after the earlier layers were written, so only the first can be predicted
@@ -532,7 +533,7 @@ same = predicted.cpu() == report.masks[first.layer]
 agree = same.float().mean().item()
 print(f"layer {first.layer}: {agree:.0%} of the neurons as predicted")
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Where a batch of 20 facts was written: a green line is a neuron, white is left alone; the numbers count the lines.", "name": "fig-scoring-written"}, "image": {"alt": "Three rows of thin green lines over 1,024 neurons, one row for each edit layer. That of layer 0 is nearly full, those of layers 1 and 2 hold a little more than half as many lines."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Where a batch of 20 facts was written: a green line is a neuron, white is left alone; the numbers count the lines.", "name": "fig-scoring-written"}, "image": {"alt": "Three rows of thin green lines over 1,024 neurons, one row for each edit layer. That of layer 0 is nearly full, those of layers 1 and 2 hold about two thirds as many lines."}}
 figure, ax = plt.subplots(figsize=(4.6, 2.6))
 for row, layer in enumerate(report.layers):
     where = report.masks[layer].nonzero()[:, 0]
@@ -555,7 +556,7 @@ plt.show()
 #   explains less of the layer's output.
 # - A batch has one set per layer, from scores normalised per fact. It grows with
 #   the batch.
-# - Where an edit will land can be stated, drawn and partly read before it is made.
+# - In the first edit layer, where an edit will land is known before it is made.
 #   Whether choosing neurons makes edits *better* is another question: with all of them
 #   the score on CounterFact is higher ({doc}`13_threshold`).
 #

@@ -338,9 +338,10 @@ ax.set(xlabel="agreement with the groups (AMI)", xlim=(-0.1, 1))
 plt.show()
 
 # %% [markdown]
-# What agreement there is, is mostly with the kind of subject. Relation and old object
-# come along with it, because a relation belongs to one kind of subject. The *new*
-# object hardly shows: it is not in the prompt, so no set of neurons can hold it. Yet
+# What agreement there is, is mostly with the kind of subject. The relation comes along with
+# it, because a relation belongs to one kind of subject. The old object and the last token
+# hardly show, and nor does the *new* object, which had to be so: it is not in the prompt, so
+# no set of neurons can hold it. Yet
 # it is the new object that the anchor's search moves towards, and nearly every member
 # of its group wants another one. Whether starting from the anchor helps in spite of
 # that is measured in {doc}`05_two_step`.
@@ -428,7 +429,7 @@ print(f"WI and AS give equal groups: {by_wi.cost == by_as.cost}")
 #   centres that are facts, and the anchor of Eq 10 is one by definition.
 # - The sets are closer to one another than chance, but do not fall apart into
 #   clear groups: the silhouette is low at every $K$.
-# - Groups follow the subject, loosely. They cannot follow the new object, and
+# - Groups follow the kind of subject, loosely. They cannot follow the new object, and
 #   the relation only where the prompt names it before the subject.
 # - WI gives one set for all facts, so groups come from AS there.
 #

@@ -23,7 +23,8 @@
 #
 # **What was found**
 #
-# - The shared vector $U$ leads to the anchor's answer, not to the member's. A member that needs a
+# - The shared vector $U$ pushes members towards the anchor's answer more than towards their own;
+#   the old answer is still likelier than both. A member that needs a
 #   different answer from its anchor has a loss of 8.5 nats at its anchor's $U$, and of 9.2 at
 #   zero.
 # - At equal numbers of gradient passes $U$ brings nothing: seven own steps from zero
@@ -349,8 +350,8 @@ plt.show()
 # | equal | none, $U = 0$ | 7 each | $7B = 20K + 5B$ |
 # | stop | none | up to 25 each | until NLL < 0.05 |
 #
-# "anchor" is the paper's reading of Eq 11, "mean" takes its words ("the average
-# loss") in another way. "zero" and "equal" are controls: they leave phase 1
+# "anchor" is this book's reading of Eq 11, the anchor alone; "mean" takes the paper's words
+# "the average loss" to mean the group. "zero" and "equal" are controls: they leave phase 1
 # out, the second at exactly the paper's price. "stop" lets each
 # fact leave when it is done, as the published code does.
 
@@ -459,7 +460,7 @@ for name, rates in summary.items():
     kinds = ("efficacy", "generalization", "specificity", "score")
     print(row, *(f"{rates[kind]:5.1f}" for kind in kinds))
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Score after writing, by way of spending steps; in brackets the passes per fact. More passes do not give a higher score.", "name": "fig-two-step-scores"}, "image": {"alt": "Six rows with one dot each, from zero with the fewest passes a fact to plain and mean with the most; all dots lie within two points of each other, and they do not rise with the passes."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Score after writing, by way of spending steps; in brackets the passes per fact. More passes do not give a higher score.", "name": "fig-two-step-scores"}, "image": {"alt": "Six rows with one dot each, from stop with the fewest passes a fact to plain and mean with the most; all dots lie within two points of each other, and they do not rise with the passes."}}
 figure, ax = plt.subplots(figsize=(4.6, 2.8))
 ranked = sorted(summary, key=count.get)
 for row, name in enumerate(ranked):
@@ -493,7 +494,8 @@ print(f"stop needs {share:.0%} of plain's passes")
 # %% [markdown]
 # Each line gives the mean of the three rates, fact by fact, one way minus the other, with
 # a 95 % interval. The comparison to look at is "anchor" against "equal": the same
-# number of passes, with and without $U$.
+# number of passes, with and without $U$. Both "anchor" and "stop" are ahead of "plain": 25 steps
+# for every fact cost its neighbours.
 #
 # ```{admonition} What this means, and what it does not
 # :class: warning
@@ -538,7 +540,7 @@ print(presets.strategy(MODEL, "ece-plus"))
 # - A value is found by Adam on NLL + KL + decay with a clamp; all facts descend at
 #   once, each as if alone.
 # - Two steps cost $20K + 5B$ passes in place of $25B$. When the anchor hands $U$
-#   over, the loss of its members jumps, because $U$ leads to the anchor's answer.
+#   over, the loss of its members jumps, because $U$ was found for the anchor's answer.
 # - The fair control is not 25 steps but the *same number* of passes from $U = 0$. Against
 #   it $U$ gains nothing here.
 # - Early stopping saves passes where facts are easy, without a shared phase.

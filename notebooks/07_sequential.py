@@ -26,7 +26,7 @@
 # - The best of ECE's three scorers is ahead of MEMIT, as in the paper: by 2.4 and 5.6 points on
 #   two models, even on the third. It is not ahead of MEMIT *with a history* (-0.6, -1.3 and +0.2
 #   points). The history makes the difference, not the choice of neurons.
-# - In the live run of 64 facts all differences between methods are within the noise.
+# - In the live run of 64 facts the four differences tested are within the noise.
 # - A run that was killed goes on to the same bits, and a sequence can be taken back.
 
 # %% tags=["hide-input"]
@@ -91,7 +91,7 @@ plots.style()
 # \tag{18}
 # $$
 #
-# *sequential batch* editing, which is Eq 2 again. (As printed the sums count one batch
+# *sequential batch* editing; the paper's Eq 2 says the same. (As printed the sums count one batch
 # and one fact per batch too many; here there are $S$ batches of $n$ facts.) All
 # four are `edit_sequence` with different lists and batch sizes:
 #
@@ -214,7 +214,8 @@ tables.table(rates[KINDS], f"{len(facts)} facts, {batch} a batch: "
 
 # %% [markdown]
 # "pre-edit" is the model before any edit: it prefers its old answers, as it should,
-# so that efficacy is low and specificity high. With 64 facts the 95 % intervals are wide:
+# so that efficacy is low and specificity high. With 64 facts the 95 % intervals are
+# wide; 0.0 only says that all facts agree, not that it is certain:
 
 # %%
 halves = [f"{kind}_ci" for kind in KINDS[:3]]
@@ -266,6 +267,7 @@ spent = pd.DataFrame({m: effort(run[2]) for m, run in runs.items()}).T
 tables.table(spent, "Columns written, and passes of single facts", 0)
 
 # %% [markdown]
+# Where `clusters` is None, `shared` and `own_steps` have no effect.
 # MEMIT writes all columns; each fact descends alone, and stops at the NLL of its
 # published code. The three variants of ECE differ from one another in the columns: the
 # score that chooses them (AS and RS also in the groups). `ece-plus` writes all columns
@@ -371,7 +373,7 @@ tables.table(score[rivals].rsub(ours, axis=0),
 #
 # ## The other two families
 #
-# The same methods on a GPT-J and on a Llama, in small: two batches.
+# Two of the methods, `ece-rs` and `memit-history`, on a GPT-J and on a Llama, in small: two batches.
 
 # %%
 MODELS = ("atlas-gpt2", "atlas-gptj", "atlas-llama")

@@ -15,7 +15,7 @@
 # # Baselines: the methods ECE is compared with
 #
 # The paper compares ECE with fine-tuning, MEND, ROME, MEMIT and SERAC; since then AlphaEdit,
-# BLUE, RECT and PRUNE have become the bar. All of them are here, and all run on any
+# BLUE, RECT and PRUNE are the usual comparison. All of them are here, and all run on any
 # of the three families. **What is each method's idea, in one equation, and what does one
 # edit by it look like?**
 #
@@ -23,7 +23,8 @@
 #
 # - One fact is no test: ROME, MEMIT and the four methods made from it all write it and
 #   leave the neighbour alone.
-# - Fine-tuning writes the prompt, hardly the paraphrase, and loses the neighbour. Its
+# - Fine-tuning writes the prompt (FT-L not half of it), hardly the paraphrase, and loses the
+#   neighbour. Its
 #   change is no longer than ROME's, but made without regard to old keys.
 # - With one batch of one fact `ece-rs` is the weakest of the editor's methods: 81 % at the prompt
 #   and 54 at the paraphrase, where MEMIT has 96 and 77.
@@ -240,7 +241,7 @@ bars(["mend", "serac"])
 
 # %%
 numbers = by_baseline("retrieval")
-print(f"edits within a cosine of {numbers.threshold} are read; prompt, "
+print(f"edits with a cosine above {numbers.threshold} are read; prompt, "
       "paraphrase and neighbour after:")
 print([round(p, 2) for p in after["retrieval"][:3]])
 
@@ -272,8 +273,7 @@ print(f"a prompt: {bare:.1f} tokens, in scope {more:.1f} more")
 # \Delta = \frac{(v_* - W k_*)\,(C_0^{-1} k_*)^\top}{k_*^\top C_0^{-1} k_*} .
 # $$
 #
-# `ece.baselines.rome` solves this, in one layer, fact by fact. With several facts at
-# once the same constraint gives EMMET.
+# `ece.baselines.rome` solves this in one layer; several facts are written one after the other.
 
 # %%
 layers = {layer for name in ("memit", "rome")
@@ -337,7 +337,7 @@ print(f"missed by less than a millionth: {share < 1e-6}")
 # \Delta = R K^\top (\lambda C_0 + K K^\top)^{-1} .
 # $$
 #
-# `memit-history` adds the sum over the keys of earlier batches to the bracket.
+# `memit-history` adds $H$, the sum of $k k^\top$ over the keys of earlier batches, to the bracket.
 #
 # ## AlphaEdit: where old keys are not
 #

@@ -23,7 +23,7 @@
 #
 # - On SmolLM2-135M every method that edits well falls. After 1,000 edits MEMIT with a history has
 #   a score of 78.2, AlphaEdit 77.6, `ece-plus` 76.3, MEMIT 74.2, ECE's three scorers 69.6 to
-#   70.9, ROME 60.1; after 100 they had 82 to 87. FT-L, whose edits reach a third of the other
+#   70.9, ROME 60.1; after 100 they had 82 to 87. FT-L, whose edits hardly reach other
 #   wordings, has 46 to 47 throughout.
 #   With the $\lambda$ that its search chose, `ece-rs` is more stable than ROME and less stable
 #   than MEMIT; with MEMIT's $\lambda$ it falls by 8 points, MEMIT by 12, from a lower start.
@@ -34,8 +34,8 @@
 # - The cause of this bend is not the number of edits alone. From about 600 edits on, the facts are about
 #   *subjects that were edited before*, and a value found on the original weights takes the first
 #   edit back. `ece-plus`, which looks at the present weights then, ends at 77 and 82.
-# - ROME, which always looks at the present weights, ends at 67 and 82. It keeps its edits,
-#   but on `atlas-gpt2` its neighbours give way first, after 200 edits.
+# - ROME, which always looks at the present weights, ends at 67 and 82. It keeps more of its edits there (on
+#   SmolLM2 it does not), but on `atlas-gpt2` its neighbours give way first, after 200 edits.
 # - So "ECE stays where the others fall", as the paper has it, does not hold here. ECE falls less than
 #   ROME on SmolLM2-135M, and later than MEMIT on `atlas-gpt2`, but it falls.
 
@@ -138,7 +138,7 @@ for edits in (100, 300, 600, 1200):
 # At each point *all* facts so far are measured, not only the last batch: a method that
 # forgets its first hundred falls here.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Score of all facts so far. The methods whose values come from the original weights bend between 600 and 800 edits; `ece-plus` and ROME do not.", "name": "fig-edits-score"}, "image": {"alt": "Line charts of the score against the number of edits, one for each model. Six lines stay close together up to 600 edits; then four of them fall steeply, to about 50 to 60 percent, while ece-plus and ROME end at 67 to 82."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Score of all facts so far. The methods whose values come from the original weights bend between 600 and 800 edits; `ece-plus` and ROME do not.", "name": "fig-edits-score"}, "image": {"alt": "Line charts of the score against the number of edits, one for each model. MEMIT and ROME fall first on atlas-gpt2. After 600 edits five of seven lines fall steeply, to 59 percent or less, while ece-plus and ROME end at 67 to 82."}}
 def curves(metric):
     """A rate of every method over the edits."""
     axes = plots.lines(curve, "edited", metric, ylabel=f"{metric}, %",
@@ -157,21 +157,21 @@ curves("score")
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Efficacy of all facts so far: what of the edits is still there.", "name": "fig-edits-efficacy"}, "image": {"alt": "Line charts of efficacy against the number of edits. ROME and ece-plus stay high; the other methods bend after 600 edits and fall to about half or less at 1,200."}}
 curves("efficacy")
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Specificity: what the neighbours have kept.", "name": "fig-edits-specificity"}, "image": {"alt": "Line charts of specificity against the number of edits. All lines sink slowly; ROME is the lowest on both models, ece-plus the next, the others end higher."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Specificity: what the neighbours have kept.", "name": "fig-edits-specificity"}, "image": {"alt": "Line charts of specificity against the number of edits. Up to 600 edits all lines sink slowly; after that only ece-plus and ROME go on sinking, ROME to the lowest end on both models."}}
 curves("specificity")
 
 # %% [markdown]
 # After many edits a neighbour has often been edited itself, and then rightly has a new
 # answer ({doc}`10b_behind_table1` counts how often). The same without such neighbours:
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Specificity over the neighbours that were not edited themselves.", "name": "fig-edits-unedited"}, "image": {"alt": "Line charts of specificity without edited neighbours. The lines are higher than in the figure before, their order is the same."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Specificity over the neighbours that were not edited themselves.", "name": "fig-edits-unedited"}, "image": {"alt": "Line charts of specificity without edited neighbours. The lines are higher than in the figure before; ROME and ece-plus are the lowest again."}}
 curves("specificity_unedited")
 
 # %% [markdown]
 # Efficacy falls when edits are forgotten or no longer take. Specificity falls when
 # their neighbours are dragged along. `memit` has no history, and pays with its old edits:
 # no term in its solve knows them. `rome` has none either, but finds each value on the
-# present weights; it keeps its edits longer and pays with the neighbours. A method with a
+# present weights; here it keeps its edits longer and pays with the neighbours. A method with a
 # history shares the room between old and new.
 #
 # The bend between 600 and 800 has a cause of its own. A world has only so many
@@ -248,7 +248,8 @@ for point in live["points"]:
 # - Give the number of edits with every score: methods that are level at 100 are far apart at
 #   1,000.
 # - When a subject is edited again, compute its value on the present weights.
-# - A history keeps the edits; it does not keep the rest of the model.
+# - A history keeps edits of different subjects. It does not help when a subject is edited again, and it
+#   does not keep the rest of the model.
 #
 # ## Where the numbers come from
 #

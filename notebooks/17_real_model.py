@@ -32,7 +32,7 @@
 #   all three seeds, by 0.0 to 1.3 points.
 # - The history of earlier edits brings 0.9 to 1.6 points.
 #
-# One edit also shows what the counts hide: it also changes a neighbour, which it should not.
+# One edit, made with less text, shows what a lost neighbour looks like.
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
@@ -151,7 +151,7 @@ tables.table(behind, "Score of memit-history minus that of the other", 2)
 # %% [markdown]
 # ## What a fact costs
 #
-# Most of it is the descent: its steps, on average a fact. (The seconds of these runs are no
+# Most of it is the descent. The table has its steps, averaged over the facts. (The seconds of these runs are no
 # measure, as they shared their machine with others; {doc}`18_six_steps` and {doc}`08_speed` have
 # some that can be compared.)
 
@@ -187,8 +187,8 @@ tables.table(windows, "memit-history by its layers, λ = 2000, %")
 # %% [markdown]
 # ## Take away
 #
-# - The first thing to try on a model of your own is MEMIT with a history at a rate by the state's
-#   length.
+# - The first thing to try on a model of your own is MEMIT with a history, with a learning rate that is a
+#   share of the state's length. (AlphaEdit, one seed, was as good.)
 # - Count top-1 beside likelihoods: it says how much less a user will see.
 # - Look at the neighbours of each edit.
 #

@@ -20,15 +20,15 @@
 #
 # **What was found** (SmolLM2-135M, facts about countries and cities)
 #
-# - The sets know the **subject**, hardly the relation. At $p = 0.3$ two facts about one subject
-#   share four tenths of their neurons; two facts with one relation share about a tenth, barely
+# - The sets know the **subject**, hardly the relation. At $p = 0.3$ the sets of two facts about one
+#   subject overlap by four tenths (intersection over union); those of two facts with one relation by about a tenth, barely
 #   more than two facts that have only the kind of subject in common. The paper groups facts
 #   because like facts should use like neurons; here as many clusters as subjects find the
 #   subjects (in part), and as many as relations find neither, only the kind of subject a little.
 # - Activation and residual sensitivity choose nearly the same sets (overlap 0.96). Weight
 #   importance agrees with either no better than chance.
-# - A batch needs two thirds of all neurons at the preset's $p$: so an edit is not confined to a
-#   small place.
+# - At the preset's $p$ a batch of 20 facts takes two thirds of all neurons or more: an update is not
+#   confined to a small place.
 # - Later batches disturb earlier edits. A neighbour suffers more, the more its key
 #   resembles an edited one. The link is loose: a rank correlation of about 0.4, with other rounding
 #   somewhat more or less, and none to be seen with fewer texts behind the second moments
@@ -196,7 +196,7 @@ tables.table(by_pair, "Overlap of two facts' sets, p = 0.3, by layer",
 # %% [markdown]
 # The four tenths are a mean of two cases. Where both sentences begin with the subject, the model has
 # not read the relation yet when the key is taken, so the sets are the *same*. That is one pair in
-# twelve. In the others words stand before the subject, and a third of the neurons are shared.
+# twelve. In the others words stand before the subject, and the overlap is a third.
 #
 # Do clusters find the relations? Here are $K$-medoids of these sets, for $K$ = 2, 8 (the relations)
 # and 24 (the subjects), against the relations, the subjects and the two kinds of subject. The
@@ -220,7 +220,8 @@ tables.table(rand, "Clusters against what is known of the facts", digits=2)
 #
 # Now three batches of 20 facts are written, with the chosen neurons and clusters of the
 # preset. After each batch every fact edited so far is scored again, and so are two
-# neighbours of each fact: the same sentence about other subjects, which nobody edited.
+# neighbours of each fact: the same sentence about other subjects (two of the 120 are edited facts
+# themselves).
 # Descent and clusters amplify rounding, so another processor gives other numbers from here on;
 # what the page claims is asserted in its last cell, wherever it runs.
 
@@ -347,7 +348,7 @@ for name, (rho, p_value) in ranks.items():
 print(f"{len(like)} neighbours, mean change "
       f"{surroundings.change.mean():+.2f} nats")
 
-# %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "Neighbours that nobody edited: how far the negative log-likelihood of their true answer moved, against the resemblance of their key to an edited one.", "name": "fig-places-near"}, "image": {"alt": "A cloud of points around a line slightly above zero; it rises a little from left to right."}}
+# %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "Neighbours: how far the negative log-likelihood of their true answer moved, against the resemblance of their key to an edited one.", "name": "fig-places-near"}, "image": {"alt": "A cloud of points around zero and a line that rises from left to right; at the right end, near a cosine of one, every point is above zero."}}
 figure, ax = plt.subplots(figsize=(4.6, 3.0))
 sns.regplot(surroundings, x="resemblance", y="change", ax=ax,
             color=plots.BLUE, scatter_kws={"s": 18})
@@ -357,12 +358,12 @@ ax.set(xlabel="resemblance of the keys (cosine)",
 plt.show()
 
 # %% [markdown]
-# The edits one by one, those whose neighbours lost most first: before and after all three
-# batches.
+# The edits one by one, those first whose neighbours lost most of their probability: before and
+# after all three batches.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
-loss = (beside[-1] - beside[0]).reshape(60, 2)
-worst = loss.max(1).argsort()[::-1][:12]
+kept = np.exp(-beside[[0, -1]]).reshape(2, 60, 2)
+worst = (kept[0] - kept[1]).max(1).argsort()[::-1][:12]
 
 
 def three(n):
@@ -417,7 +418,8 @@ plt.show()
 # ## Take away
 #
 # - A set of neurons names the subject of a fact; it does not explain the relation.
-# - No measure of resemblance tells reliably whom an edit will hurt: score the neighbours.
+# - Neighbours whose key nearly equals an edited one suffered; of the others the cosine told little: score
+#   the neighbours.
 
 # %% [markdown]
 # The last cell asserts what this page has claimed.

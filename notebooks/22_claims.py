@@ -25,25 +25,24 @@
 #
 # Behind ± is half a 95 % interval. It takes the facts for a sample and the two methods for
 # independent; they edit the same facts, so it is rather too wide. A claim that ECE is ahead "does not
-# hold" where ECE is not ahead, be the gap inside its interval or not: where it is inside, the
-# opposite is not shown either.
+# hold" where ECE is not ahead, be the gap inside its interval or not: where the gaps of a
+# row are all inside, the verdict is **not separated**.
 #
 # **What was found**
 #
-# - **Holds:** on the real model ROME breaks in a long sequence; ECE does not, though plain text gets
-#   three times as hard for it. With a fixed number
-#   of steps and batches of 100, anchors save time. In our own world, with the presets, ECE is ahead
-#   of the paper's baselines on CounterFact.
-# - **Holds in part:** after an equal search ECE is ahead of ROME and MEMIT on two of three models. It
-#   is ahead of a SERAC that has read the test's wordings on one.
-# - **Does not hold:** on the real model plain MEMIT is ahead of ECE and does not break, and an edit
-#   that is only looked up and put before the prompt is ahead, too. In our own
-#   world MEMIT with a history is ahead of ECE, and over 1,200 edits ECE falls further than ROME.
-#   Choosing neurons gains nothing. Early stop saves as much time as anchors.
+# - **Holds:** on the real model ECE falls less than ROME over a thousand edits, and still writes sentences
+#   where ROME does not. With a fixed number
+#   of steps and batches of 100, anchors save time. In our own world, with the presets ($p$ near 1), ECE is
+#   ahead of the paper's baselines on CounterFact.
+# - **Holds in part:** after an equal search ECE is ahead of ROME and MEMIT on two of three models.
+# - **Does not hold:** ECE is stable over long sequences. On the real model MEMIT with a history is ahead of
+#   it, and so is an edit that is only looked up and put before the prompt; plain MEMIT is higher by less than
+#   the interval. In our own world MEMIT with a history is ahead of ECE, and over 1,200 edits ECE falls further
+#   than ROME. Choosing neurons gains nothing. Early stop saves as much time as anchors.
 # - **The weight of the old knowledge decides some of it.** With the one that its search chose,
-#   `ece-rs` loses more than MEMIT over 1,000 edits of the real model and is behind MEMIT with a
-#   history in all three rates and in perplexity. With MEMIT's it loses less than MEMIT, from a
-#   lower start, and equals MEMIT with a history in perplexity (one seed each).
+#   `ece-rs` is behind MEMIT with a
+#   history in all three rates and in perplexity after 1,000 edits of the real model. With MEMIT's it
+#   equals MEMIT with a history in perplexity (one seed each).
 # - So edit with MEMIT's solve, a history and an early stop, and measure perplexity and written text,
 #   not only tasks scored by the likeliest answer.
 
@@ -109,6 +108,14 @@ def mean_width(own):
     return (own**2).sum() ** 0.5 / own.count()
 
 
+def separated(gaps, halves):
+    """Share of gaps above their intervals, if any is outside its own."""
+    gaps, halves = pd.Series(gaps), pd.Series(halves)
+    if (gaps.abs() <= halves).all():
+        return "not separated"
+    return float((gaps > halves).mean())
+
+
 # %% tags=["hide-input"]
 STYLE = "text-align:left;white-space:normal;vertical-align:top"
 
@@ -147,7 +154,7 @@ margin = paper[ECE].max(axis=1) - paper.drop(columns=ECE).max(axis=1)
 def lead_there(data):
     """The paper's margin over its best other method, over its models."""
     own = margin[data]
-    return f"ahead by {own.min():+.1f} to {own.max():+.1f}"
+    return f"{own.min():+.1f} to {own.max():+.1f} points"
 
 
 # %% tags=["hide-input"]
@@ -155,16 +162,9 @@ real_main = read("grid-real", "main", "main-others")
 summary = tables.by_method(real_main)
 main, seeds = summary.score, summary.seeds
 after = real_main.cells().query("when == 'after'")
-sure = mean_width(widths(after, "seed", "method").unstack())
-lead_of = main[ECE].idxmax()
-best, rival = main[lead_of], main["memit"]
-
-
-def against(other, called):
-    """Both scores and their difference with its interval."""
-    half = together(sure[lead_of], sure[other])
-    return (f"best of ECE {best:.1f}, {called} {main[other]:.1f} "
-            f"({best - main[other]:+.1f} ± {half:.1f})")
+by_seed = score(real_main, "seed")
+sure = widths(after, "seed", "method").unstack()
+best = main[ECE].idxmax()
 
 
 def so_many(seeds):
@@ -173,33 +173,25 @@ def so_many(seeds):
 
 
 # %% tags=["hide-input"]
-claim(
-    "ECE edits better than its baselines",
-    f"real model, 500 edits, {so_many(seeds[lead_of])}",
-    "10_table1",
-    lead_there("counterfact"),
-    against("memit", "MEMIT"),
-    float(best > rival),
-)
-claim(
-    "... and not only by its history",
-    f"real model, 500 edits, {so_many(seeds[lead_of])}",
-    "10_table1",
-    "–",
-    against("memit-history", "MEMIT with a history"),
-    float(best > main["memit-history"]),
-)
+def against(name, other, called, paper="–"):
+    """Add the claim that the best of ECE is ahead, at equal seeds."""
+    own = by_seed[[best, other]].dropna()
+    ours, theirs = own.mean()
+    half = together(*mean_width(sure.loc[own.index, [best, other]]))
+    claim(name, f"real model, 500 edits, {so_many(len(own))}",
+          "10_table1", paper,
+          f"best of ECE {ours:.1f}, {called} {theirs:.1f} "
+          f"({ours - theirs:+.1f} ± {half:.1f})",
+          separated(ours - theirs, half))
+
 
 # %% tags=["hide-input"]
-looked_up = main["retrieval"]
-claim(
-    "... than an edit that is only looked up",
-    "real model, 500 edits, one seed",
-    "10_table1",
-    "–",
-    against("retrieval", "retrieval"),
-    float(best > looked_up),
-)
+against("ECE edits better than its baselines", "memit", "MEMIT",
+        lead_there("counterfact"))
+against("... and not only by its history", "memit-history",
+        "MEMIT with a history")
+against("... than an edit that is only looked up", "retrieval",
+        "retrieval")
 
 OLD = ["rome", "memit", "ft-l", "ft-w", "mend", "serac"]
 TABLES = {
@@ -238,7 +230,7 @@ def ahead(name, found, paper="–"):
     claim(name, f"atlas, 300 edits, {seeds}{plural}", "10_table1",
           paper,
           f"ahead on {(gap > 0).sum()} of {len(gap)} models: {each}",
-          float((gap > 0).mean()))
+          separated(gap, found.half))
 
 
 # %% tags=["hide-input"]
@@ -290,33 +282,45 @@ for model, own in span.groupby("model"):
     own = own.droplevel(0)
     lost = own.iloc[0] - own.iloc[-1]
     claim(
-        f"ECE stays where ROME falls, {model}",
+        f"ECE falls less than ROME, {model}",
         f"{own.index[-1]:,} edits, one seed",
         "11_edits",
-        "stable to 2,000",
+        "ROME collapses",
         f"ECE-RS loses {lost['ece-rs']:.0f} ± "
         f"{half[model, 'ece-rs']:.0f} "
         f"points, ROME {lost['rome']:.0f} ± {half[model, 'rome']:.0f}",
-        float(lost["ece-rs"] < lost["rome"]),
+        separated(lost["rome"] - lost["ece-rs"],
+                  together(*half.loc[model, ["ece-rs", "rome"]])),
     )
 
+# %% tags=["hide-input"]
 real = read("grid-real", "sequence")
 steps = real.batches().query("when == 'so_far' and metric == 'score'")
 early = steps.query("edited == 100").set_index("method").value
 lost = early - tables.by_method(real).score.drop("unedited")
-real_half = loss_width(real)["smollm2-135m"].round()
+real_half = loss_width(real)["smollm2-135m"]
+claim(
+    "ECE is stable",
+    "real model, 100 to 1,000 edits, one seed",
+    "11_edits",
+    "to 2,000 edits",
+    f"ECE-RS loses {lost['ece-rs']:.0f} ± {real_half['ece-rs']:.0f} "
+    "points",
+    separated(-lost["ece-rs"], real_half["ece-rs"]),
+)
 
 # %% tags=["hide-input"]
 for rival in ("rome", "memit"):
     claim(
-        f"ECE stays where {rival.upper()} falls",
+        f"... and falls less than {rival.upper()}",
         "real model, 100 to 1,000 edits, one seed",
         "11_edits",
-        "stable to 2,000",
+        f"{rival.upper()} collapses",
         f"ECE-RS loses {lost['ece-rs']:.0f} ± {real_half['ece-rs']:.0f} "
         f"points, {rival.upper()} {lost[rival]:.0f} ± "
         f"{real_half[rival]:.0f}",
-        float(lost["ece-rs"] < lost[rival]),
+        separated(lost[rival] - lost["ece-rs"],
+                  together(*real_half[["ece-rs", rival]])),
     )
 
 # %% tags=["hide-input"]
@@ -335,7 +339,7 @@ claim(
     f"ECE-RS loses {fall:.0f} ± {spare:.0f} points (from {first:.0f}), "
     f"MEMIT {lost['memit']:.0f} ± {real_half['memit']:.0f} "
     f"(from {early['memit']:.0f})",
-    float(fall < lost["memit"]),
+    separated(lost["memit"] - fall, together(spare, real_half["memit"])),
 )
 
 # %% tags=["hide-input"]
@@ -412,11 +416,8 @@ shown()
 lines = Path(f"{RESULTS}/bench.jsonl").read_text().splitlines()
 bench = pd.DataFrame(
     [
-        {
-            "model": record["model"],
-            "stage": stage["stage"],
-            "total": stage["total"],
-        }
+        {"model": record["model"], "stage": stage["stage"],
+         "total": stage["total"]}
         for record in map(json.loads, lines)
         for stage in record["stages"]
     ]
@@ -424,6 +425,8 @@ bench = pd.DataFrame(
 total = bench.drop_duplicates(["model", "stage"], keep="last").pivot(
     index="model", columns="stage", values="total"
 )
+ours = total.index.str.startswith("atlas-")
+real_time, total = total[~ours], total[ours]
 anchors, stop = (total.memit / total[way] for way in ("ece", "memit-stop"))
 claim(
     "Anchors make the search for values faster",
@@ -443,6 +446,19 @@ claim(
     f"MEMIT that stops when a fact is done: {stop.min():.1f} to "
     f"{stop.max():.1f} times",
     float((anchors > stop).mean()),
+)
+
+# %% tags=["hide-input"]
+faster = {way: (real_time.memit / real_time[way]).item()
+          for way in ("ece", "memit-stop", "ece-plus")}
+claim(
+    "Anchors make the search for values faster, SmolLM2",
+    "real model, 100 facts, 25 steps",
+    "08_speed",
+    "1.5 to 2.1 times MEMIT, for RS",
+    f"{faster['ece']:.1f} times (limit: 1.5); MEMIT that stops "
+    f"{faster['memit-stop']:.1f} times",
+    float(faster["ece"] > 1.5),
 )
 
 shown()
@@ -540,9 +556,9 @@ for run in real.runs.itertuples():
 for rival in ("rome", "memit"):
     claim(
         f"{rival.upper()} no longer writes sentences; ECE does",
-        "real model, 1,000 edits",
+        "real model, 1,000 edits, 20 texts",
         "20_texts",
-        "3 cases",
+        {"rome": "3 of 3 cases", "memit": "1 of 3 cases"}[rival],
         f"new answer in {says[rival]} of 20 texts, with ECE-RS in "
         f"{says['ece-rs']}; word entropy {entropy[rival]:.0f} and "
         f"{entropy['ece-rs']:.0f}",
@@ -559,19 +575,21 @@ shown()
 
 # %% tags=["hide-input"]
 found = pd.Series(verdicts)
-assert found["ECE stays where ROME falls"] == "holds"
-assert found["ECE stays where MEMIT falls"] == "does not hold"
+assert found["... and falls less than ROME"] == "holds"
+assert found["... and falls less than MEMIT"] == "not separated"
+assert found["ECE is stable"] == "does not hold"
 assert found["ROME no longer writes sentences; ECE does"] == "holds"
 assert found["MEMIT no longer writes sentences; ECE does"] != "holds"
 assert found["ECE edits better, counterfact"] == "holds"
 seen = "... than SERAC in the test's wordings"
 assert found[seen] != "holds" and clear.sum() == 2 == len(clear) - 1
-stays = found.filter(like="ECE stays where ROME falls, ")
+stays = found.filter(like="ECE falls less than ROME, ")
 assert len(stays) == 2 and (stays == "does not hold").all()
 
 # %% tags=["hide-input"]
 assert found["Anchors make the search for values faster"] == "holds"
-assert found["ECE edits better than its baselines"] == "does not hold"
+assert found["ECE edits better than its baselines"] == "not separated"
+assert found["... and not only by its history"] == "does not hold"
 assert found["... and nothing simpler does it"] == "does not hold"
 looked = "... than an edit that is only looked up"
 assert found[looked] == "does not hold"
@@ -584,6 +602,7 @@ assert (
     > ece[["efficacy", "generalization", "specificity"]]
 ).all()
 assert history.perplexity < ece.perplexity
-assert fall < lost["memit"] and first < early["memit"]
+assert found["... with MEMIT's weight of the old knowledge"] != "holds"
+assert first < early["memit"]
 assert abs(last.perplexity - history.perplexity) < 1
-assert main["memit"] > best
+assert main["memit"] > main[best]

@@ -1,7 +1,7 @@
 """Scores of choices equal those of lm-evaluation-harness, item by item, where it is installed.
 
-It is no dependency: `pip install lm-eval`, then run this file. With `ECE_REAL_DATA`, a folder with
-glue/<task>.json, the items are those of the six tasks and the model is SmolLM2-135M.
+It is no dependency: `pip install --no-deps lm-eval`, then run this file. With `ECE_REAL_DATA`, a
+folder with glue/<task>.json, the items are those of the six tasks and the model is SmolLM2-135M.
 """
 
 import os

@@ -93,4 +93,4 @@ def test_the_home_page_says_what_the_results_say():
     tasks = found.cells().query("metric == 'abilities_accuracy' and method == 'memit'")
     tasks = tasks.pivot_table("value", "model", "when")
     lost = (tasks.pre - tasks.after).round()
-    assert f"MEMIT {lost.min():.0f} to {lost.max():.0f}." in page
+    assert f"MEMIT {lost.min():.0f} to {lost.max():.0f} (" in page

@@ -8,6 +8,7 @@ for (const box of document.querySelectorAll(".ece-slider")) {
     pictures.forEach((picture, place) => { picture.hidden = place !== Number(range.value); });
     label.querySelector("output").textContent = labels[range.value];
     range.setAttribute("aria-valuetext", labels[range.value]);
+    box.querySelector(".ece-caption").textContent = pictures[range.value].alt;
   };
   range.addEventListener("input", show);
   label.hidden = false;

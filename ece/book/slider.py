@@ -19,7 +19,8 @@ def slider(
 ) -> HTML:  # fmt: skip
     """Draw `draw(i)` for each label, and put a slider called `name` under the drawings.
 
-    `alt(i)` describes drawing i in a sentence. All drawings should have the same axes.
+    `alt(i)` describes drawing i in a sentence, which stands below it too. All drawings should
+    have the same axes.
     """
     pictures = [_picture(draw(i)) for i in range(len(labels))]
     shown = [
@@ -31,7 +32,8 @@ def slider(
     return HTML(
         f'<div class="ece-slider" data-labels="{words}" data-start="{start}">{"".join(shown)}'
         f"<label hidden>{escape(name)} <output>{escape(labels[start])}</output>"
-        f'<input type="range" min="0" max="{len(labels) - 1}" value="{start}"></label></div>'
+        f'<input type="range" min="0" max="{len(labels) - 1}" value="{start}"></label>'
+        f'<p class="ece-caption" aria-hidden="true">{escape(alt(start))}</p></div>'
     )
 
 
