@@ -16,7 +16,8 @@
 #
 # Each row is a claim of the paper, what this book measured for it, and a verdict that the page
 # works out from the stored results: **holds**, **holds in part** (in some of the cases, or models,
-# that the row counts), **does not hold**, or **cannot be told**. Where a verdict needs a limit, the
+# that the row counts), **does not hold**, **not separated** (every gap of the row is inside its
+# interval), or **cannot be told**. Where a verdict needs a limit, the
 # row has it. These are the main claims; smaller ones are on their pages. The
 # real model is SmolLM2-135M with CounterFact, the atlas are the three small models of our own
 # world. Neither is one of the paper's models: the verdicts are about the mechanism and these
@@ -24,9 +25,7 @@
 # relations, repeats what {doc}`21_places` computes and asserts.
 #
 # Behind ± is half a 95 % interval. It takes the facts for a sample and the two methods for
-# independent; they edit the same facts, so it is rather too wide. A claim that ECE is ahead "does not
-# hold" where ECE is not ahead, be the gap inside its interval or not: where the gaps of a
-# row are all inside, the verdict is **not separated**.
+# independent; they edit the same facts, so it is rather too wide.
 #
 # **What was found**
 #
