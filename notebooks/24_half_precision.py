@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Half precision
 #
-# Large models come in bfloat16, with three significant digits, and nobody has the memory to
+# Large models come in bfloat16, with two to three significant digits, and few have the memory to
 # widen them. **What does an edit lose in half precision?** This page makes the same 12 edits in
 # four number formats, with ECE (RS) and MEMIT, on two embedded models.
 #
@@ -23,8 +23,8 @@
 # - *Writing* loses little. Float16 rounds away at most 0.03 % of an update, bfloat16 0.2 %.
 # - *Finding* the values loses far more. In bfloat16 the update that is written is 4.7 to 70.6 % of
 #   its length away from the one that a float64 model gets; in float16 1.8 to 23.8 %.
-# - The scores do not follow: each is within one point of the float64 model's. Another value
-#   serves as well.
+# - The scores do not follow: each is within one point of the float64 model's. Other values
+#   serve as well.
 # - So float32 edit layers in a bfloat16 model (`widen`) mend the small loss and not the large
 #   one.
 #
