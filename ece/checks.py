@@ -5,15 +5,22 @@ import re
 from ece.config import Config
 from ece.covariance import Stats
 from ece.descent import Values
-from ece.errors import ConfigError, FactError, StateError, StatsError, check_finite
-from ece.facts import Fact, encode, encode_all, target_ids
-from ece.hooks import gain
+from ece.errors import (
+    FactError,
+    StateError,
+    StatsError,
+    check_finite,
+    check_type,
+    shown,
+)
+from ece.facts import Fact, encode_all, is_broken, names_of, probe, target_ids
 from ece.model import room
-from ece.state import PROBE, EditState, check_setting, check_weights
+from ece.state import EditState, check_setting, check_weights
 
 
 def check_batch(model, tokenizer, facts, stats, state: EditState, config: Config) -> None:
     """Check everything that can be known before any work."""
+    check_type("state", state, EditState)
     check_setting(model, config, state.strategy)
     check_layers(config, state)
     if len(state.contexts) != 1 + config.contexts:
@@ -22,38 +29,36 @@ def check_batch(model, tokenizer, facts, stats, state: EditState, config: Config
     check_tokenizer(tokenizer, state)
     validate(facts, tokenizer, model, state.contexts)
     check_stats(stats, state.fingerprint, config.layers)
+    if stats.probe not in ((), state.probe):
+        raise StatsError("these statistics were taken with another tokenizer; use the model's own")
     if state.moments not in ("", stats.digest):
         raise StateError("these statistics are not those the state began with; use the same ones")
     check_weights(model, state)
-    if state.prepared_for != config and config.layers != state.strategy.entries(config):
-        gains = [gain(model, layer) for layer in config.layers]
-        if None in gains or max(gains) - min(gains) > 0.01 * abs(max(gains)):
-            raise ConfigError(f"setting 'layers' is {config.layers}; here a norm follows the MLPs, "
-                              "so no residual can be spread over layers; give one")  # fmt: skip
 
 
 def check_layers(config: Config, state: EditState) -> None:
     """Refuse edit layers other than the state's."""
     if config.layers != state.layers:
-        raise StateError(f"the state edits layers {state.layers}, the config {config.layers}; "
-                         "make a new state for other layers")  # fmt: skip
+        raise StateError(f"the state edits layers {shown(state.layers)}, the config "
+                         f"{shown(config.layers)}; make a new state for other layers")  # fmt: skip
 
 
 def check_tokenizer(tokenizer, state: EditState) -> None:
     """Refuse a tokenizer other than the one the state began with."""
-    if tuple(encode(tokenizer, PROBE)) != state.probe:
+    if probe(tokenizer) != state.probe:
         raise StateError("this tokenizer is not the one the state began with; use that one")
 
 
 def check_values(values: Values, facts: list[Fact], state: EditState, config: Config) -> None:
     """Refuse values of another model, of other facts or for other layers."""
+    check_type("values", values, Values)
     if values.model != state.fingerprint:
         raise StateError("values of another model; compute them with this one")
     entries = state.strategy.entries(config)
     found = (values.layer,) if values.first is None else (values.first.layer, values.layer)
     if found != entries:
-        raise StateError(f"values for layers {found} given, needed for {entries}; compute them "
-                         "with this config")  # fmt: skip
+        raise StateError(f"values for layers {shown(found)} given, needed for "
+                         f"{shown(entries)}; compute them with this config")  # fmt: skip
     if values.facts != names_of(facts):
         raise StateError("values of other facts, or in another order; compute them from these")
     for part in filter(None, (values, values.first)):
@@ -73,24 +78,24 @@ def validate(facts: list[Fact], tokenizer, model, templates: tuple[str, ...] = (
     seen, most = {}, room(model)
     for number, fact in enumerate(facts):
         for field, reason, remedy in _faults(fact):
-            raise FactError(fact.id, field, reason, remedy)
+            raise FactError(fact.id, field, reason, remedy, number)
         answer = target_ids(tokenizer, fact.target)
         if not answer:
-            raise FactError(fact.id, "target", "it tokenizes to nothing", "give visible text")
+            raise FactError(fact.id, "target", "it has no tokens", "give visible text", number)
         texts = [template.replace("{}", fact.text) for template in templates]
         size = max(len(ids) for ids, _ in encode_all(tokenizer, texts)) + len(answer)
         if size > most:
             reason = f"prompt, prefix and target take {size} tokens, the model reads {most}"
-            raise FactError(fact.id, "prompt", reason, "shorten the prompt or the contexts")
+            raise FactError(fact.id, "prompt", reason, "shorten it or the contexts", number)
         # One relation of a subject, one prompt or one text can have one answer in a batch.
         names = {(fact.subject, fact.relation or fact.prompt), (fact.subject, fact.prompt)}
         for name in (*names, ("", fact.text)):
             first = seen.setdefault(name, number)
             if first != number:
                 same = facts[first].target.strip() == fact.target.strip()
-                reason = f"it {'repeats' if same else 'contradicts'} fact {facts[first].id}"
+                reason = f"it {'repeats' if same else 'contradicts'} facts[{first}]"
                 raise FactError(fact.id, "subject", f"{reason} (same subject and relation)",
-                                "keep one of the two in a batch")  # fmt: skip
+                                "keep one of the two in a batch", number)  # fmt: skip
 
 
 def _faults(fact: Fact):
@@ -103,7 +108,7 @@ def _faults(fact: Fact):
         text = getattr(fact, field)
         if not text.strip():
             yield field, "it is empty", "give visible text"
-        if any(0xD800 <= ord(letter) < 0xE000 for letter in text):
+        if is_broken(text):
             yield field, "it holds half of a surrogate pair", "give valid text"
     if fact.subject != fact.subject.strip():
         yield "subject", "it starts or ends with white space", "put the space into the prompt"
@@ -114,17 +119,14 @@ def _faults(fact: Fact):
         yield "subject", reason, "word the prompt with one mention"
 
 
-def names_of(facts: list[Fact]) -> tuple[tuple[str, str], ...]:
-    """By what values know their facts: text and target."""
-    return tuple((fact.text, fact.target) for fact in facts)
-
-
 def check_stats(stats: Stats, model_fingerprint: str, layers: tuple[int, ...]) -> None:
     """Raise `StatsError` unless `stats` belong to the model and hold moments of `layers`."""
     if not isinstance(stats, Stats):
         raise StatsError(f"statistics are {stats!r}; give those of ece.second_moment")
     if stats.fingerprint != model_fingerprint:
-        raise StatsError("these statistics are of another model; compute them for this one")
+        raise StatsError("these statistics are not of the model as this state found it; if it had "
+                         "been edited, go on with the state of those edits or undo them, otherwise "
+                         "compute statistics for it")  # fmt: skip
     if missing := [layer for layer in layers if layer not in stats.moments]:
         known = ", ".join(map(str, stats.moments))
         raise StatsError(f"no statistics for layer {missing[0]}, only for {known}; compute them")

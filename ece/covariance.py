@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ece.errors import StatsError, check_finite, check_mode
-from ece.facts import encode
+from ece.facts import encode, probe
 from ece.fingerprint import digest, fingerprint
 from ece.hooks import capture, states_at
 from ece.model import sites
@@ -40,6 +40,8 @@ class Stats:
     """The number of tokens seen."""
     fingerprint: str
     """The model they belong to."""
+    probe: tuple[int, ...] = ()
+    """How the tokenizer encodes a fixed text; empty where that is not known."""
 
     @cached_property
     def digest(self) -> str:
@@ -50,7 +52,7 @@ class Stats:
 
 def blend(first: Stats, second: Stats, share: float) -> Stats:
     """Mix two statistics of one model: `(1 - share) * first + share * second`."""
-    if not 0 <= share <= 1:
+    if not isinstance(share, float | int) or not 0 <= share <= 1:
         raise StatsError(f"share is {share!r}; give a number in [0, 1]")
     if first.fingerprint != second.fingerprint or first.moments.keys() != second.moments.keys():
         raise StatsError("statistics of two models or of other layers; blend those of one model")
@@ -69,14 +71,15 @@ def second_moment(
     Texts are packed end to end into rows of the model's context length (`ROW` at most), so no
     token is padding; `max_tokens` bounds the tokens of one forward pass. `select(tokenizer, text)`
     says per token whether it counts. `start` goes on from the `Sums` that `on_forward` was given;
-    these are added to after the call, so save or copy them in it. `StatsError` without a token.
+    these change after the call: save or copy them in it. `StatsError` without a token.
     Processes that share the passes give their `crew` (`ece.engine.parallel.Together`): each makes
     some, and all get the sums of all.
     """
     if isinstance(texts, str):
         raise StatsError("texts is one string; give a list of texts")
-    if not layers or max_tokens < 1:
-        raise StatsError(f"layers is {layers}, max_tokens {max_tokens}; give layers and tokens")
+    if not (layers and isinstance(layers, tuple) and type(max_tokens) is int and max_tokens > 0):
+        raise StatsError(f"layers is {layers!r}, max_tokens {max_tokens!r}; give a tuple of layers "
+                         "and a whole number of tokens")  # fmt: skip
     check_mode(model)
     length = min(getattr(model.config, "max_position_embeddings", ROW), ROW, max_tokens)
     start = start or Sums({}, 0, 0)
@@ -97,7 +100,7 @@ def second_moment(
     if crew is not None:
         tokens = int(crew.total(torch.tensor(tokens)))
         sums = {n: crew.total(_sum(model, sums, n)) for n in layers}
-    return Stats(_means(sums, tokens), tokens, fingerprint(model))
+    return Stats(_means(sums, tokens), tokens, fingerprint(model), probe(tokenizer))
 
 
 def _means(sums: dict[int, Tensor], tokens: int) -> dict[int, Tensor]:

@@ -19,7 +19,7 @@ COLUMNS = ("hidden", "delta", "nll", "steps", "holds")  # one entry a fact
 class Values:
     """The states that the facts' subjects should have after `layer`, and how they were found."""
 
-    facts: tuple[tuple[str, str], ...]
+    facts: tuple[tuple[str, str, str], ...]
     """Whose values these are: the facts' texts and targets; empty until the editor says."""
     layer: int
     """The layer after which the values enter."""

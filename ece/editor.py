@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from ece import engine as fast
 from ece import learned_start
-from ece.checks import check_batch, check_layers, check_tokenizer, check_values, names_of, validate
+from ece.checks import check_batch, check_layers, check_tokenizer, check_values, validate
 from ece.config import Config
 from ece.covariance import Stats
 from ece.descent import Values, two_step
-from ece.errors import check_finite
-from ece.facts import Fact
+from ece.errors import check_finite, check_type
+from ece.facts import Fact, names_of
 from ece.fingerprint import fingerprint
 from ece.model import Site, sites
 from ece.objective import mix
@@ -33,8 +33,9 @@ def compute_values(
 
     Raises `FactError`, `ConfigError`, `ModelError` or `StateError` for what cannot be used.
     """
-    check_layers(config, state)
+    check_type("state", state, EditState)
     check_setting(model, config, state.strategy)
+    check_layers(config, state)
     check_tokenizer(tokenizer, state)
     validate(facts, tokenizer, model, state.contexts)
     return find_values(model, tokenizer, facts, state, config, engine)
@@ -174,7 +175,7 @@ def _batch(facts: list[Fact], changes: list[_Change], state: EditState) -> Batch
     masks = {c.layer: c.mask.cpu() for c in changes}
     before = {c.layer: c.before.cpu() for c in changes}
     keys = {c.layer: c.keys.detach().clone() for c in changes if state.strategy.history}
-    return Batch(tuple(fact.id for fact in facts), masks, before, keys)
+    return Batch(names_of(facts), masks, before, keys)
 
 
 def _report(facts: list[Fact], values: Values, changes: list[_Change], total: float) -> Report:

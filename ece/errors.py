@@ -31,9 +31,11 @@ class DataError(EditError):
 class FactError(EditError):
     """A fact cannot be edited as it stands."""
 
-    def __init__(self, fact: int, field: str, reason: str, remedy: str):
-        """Name the fact by its id, and the field that is at fault."""
-        super().__init__(f"fact {fact}, field '{field}': {reason}; {remedy}")
+    def __init__(self, fact: int, field: str, reason: str, remedy: str, place: int | None = None):
+        """Name the fact by its id and its place in the list, and the field that is at fault."""
+        where = f"fact {fact}, " if fact >= 0 else ""
+        where += f"facts[{place}], " if place is not None else ""
+        super().__init__(f"{where}field '{field}': {reason}; {remedy}")
         self.fact, self.field, self.reason, self.remedy = fact, field, reason, remedy
 
 
@@ -68,12 +70,25 @@ def checked(cls: type) -> type:
             reason = first["msg"].replace("Input should", "it should")
             unknown = f"it is no setting; known: {', '.join(names)}"
             reason = reason.replace("Unexpected keyword argument", unknown)
+            if first["type"] == "too_short":
+                reason = "give at least one"
             if first["type"] == "missing":
                 raise ConfigError(f"setting '{name}' is missing; give it") from None
-            raise ConfigError(f"setting '{name}' is {first['input']!r}; {reason}") from None
+            raise ConfigError(f"setting '{name}' is {shown(first['input'])}; {reason}") from None
 
     made.__init__ = __init__
     return made
+
+
+def shown(value) -> str:
+    """Write a value as the command line does: tuples as 4,5,6."""
+    return ",".join(map(str, value)) or "empty" if isinstance(value, tuple) else repr(value)
+
+
+def check_type(name: str, value, kind: type) -> None:
+    """Raise `ConfigError` for a value of another type."""
+    if not isinstance(value, kind):
+        raise ConfigError(f"'{name}' is {value!r:.60}; give an object of ece's {kind.__name__}")
 
 
 def check_finite(name: str, tensor: Tensor) -> None:

@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ece.config import Config
-from ece.errors import ConfigError, ModelError, checked
+from ece.errors import ConfigError, DataError, ModelError, checked
 from ece.model import room
 
 STARTS = ("The", "It", "In", "He", "They")  # first words of the random prefixes
 CUT = "a"  # a text of one token, before which targets are encoded
+PROBE = "It is said, in the year 1984, that "
 TOP_K = 5  # a prefix is sampled among the likeliest tokens
 
 
@@ -50,11 +51,23 @@ class Fact:
         return self.prompt.replace("{}", self.subject)
 
 
+def names_of(facts: list[Fact]) -> tuple[tuple[str, str, str], ...]:
+    """By what values and states know their facts; ids may repeat."""
+    return tuple((fact.prompt, fact.subject, fact.target) for fact in facts)
+
+
+def is_broken(text: str) -> bool:
+    """Tell whether a text holds half of a surrogate pair, which no tokenizer reads."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def encode_all(tokenizer, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
     """Encode texts: per text its ids, and for each id the span of characters it covers.
 
     A leading BOS stays if this tokenizer adds one; an EOS never does.
     """
+    for text in filter(is_broken, texts):
+        raise DataError(f"text {text!r:.60} holds half of a surrogate pair; give valid text")
     out = tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True)
     names, found = ("input_ids", "special_tokens_mask", "offset_mapping"), []
     for ids, special, spans in zip(*(out[name] for name in names), strict=True):
@@ -67,6 +80,11 @@ def encode_all(tokenizer, texts: list[str]) -> list[tuple[list[int], list[tuple[
 def encode(tokenizer, text: str) -> list[int]:
     """Encode one text, with a leading BOS if this tokenizer adds one, never an EOS."""
     return encode_all(tokenizer, [text])[0][0]
+
+
+def probe(tokenizer) -> tuple[int, ...]:
+    """Encode a fixed text, by which one tokenizer is known from another."""
+    return tuple(encode(tokenizer, PROBE))
 
 
 def decode(tokenizer, ids) -> str:

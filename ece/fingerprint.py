@@ -42,6 +42,8 @@ def digest(tensor: Tensor) -> int:
         return 0
     rows = torch.atleast_2d(tensor.detach().contiguous().view(BITS[tensor.element_size()]))
     rows = rows.reshape(len(rows), -1)
+    if rows.dtype == torch.int64:  # else two flipped signs would cancel: 2^63 + 2^63 is 0
+        rows = rows ^ (rows >> 32)
     column, row = (_odd(size, rows.device) for size in (rows.shape[1], len(rows)))
     parts = zip(*(t.split(max(1, SLICE // rows.shape[1])) for t in (rows, row)), strict=True)
     return sum(int(((part * column).sum(1) * some).sum()) for part, some in parts) % 2**64

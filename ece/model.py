@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from ece.errors import ModelError
 from ece.parts import gathered, in_parts, joined, put
 
-HEADS = ("head_dim", "head_size")  # what an attention module has, and no other part of a block
+HEADS = ("head_dim", "head_size", "v_head_dim")  # only attention has one of these
 
 
 class Structure(NamedTuple):
@@ -120,9 +120,10 @@ def sites(model: nn.Module, layers: tuple[int, ...] | None = None) -> list[Site]
         raise ModelError(f"not every block has '{down}'; ece edits dense decoders") from error
 
 
-def room(model: nn.Module) -> int:
+def room(model) -> int:
     """Count the tokens that the model reads at once, all of them in view."""
     names = ("max_position_embeddings", "sliding_window", "window_size")
+    names += ("original_max_position_embeddings",)  # beyond it some families change their angles
     sizes = [getattr(model.config, name, None) for name in names]
     return min((size for size in sizes if isinstance(size, int) and size > 0), default=2**31)
 

@@ -10,8 +10,8 @@ from ece.config import Config
 from ece.covariance import Stats
 from ece.descent import Values, renewed
 from ece.editor import edit_batch, fast, find_values
-from ece.errors import ConfigError, FactError, StateError
-from ece.facts import Fact
+from ece.errors import ConfigError, FactError, StateError, check_type
+from ece.facts import Fact, names_of
 from ece.report import Report
 from ece.state import EditState, learned, new_state
 from ece.strategy import Strategy
@@ -63,18 +63,19 @@ def _checked(
     model, tokenizer, facts, stats, config, batch, strategy, state: EditState
 ) -> list[list[Fact]]:
     """Check everything before the first edit; returns all batches, those done first."""
+    check_type("state", state, EditState)
     if strategy is not None and strategy != state.strategy:
         raise StateError(f"the state is edited by {state.strategy}, not by {strategy}; go on with "
                          "the same strategy")  # fmt: skip
     parts = split(facts, state.strategy.batch or batch)
-    ids = [tuple(fact.id for fact in part) for part in parts[: state.done]]
+    names = [names_of(part) for part in parts[: state.done]]
     held = [batch.facts for batch in state.batches]
-    if state.done > len(parts) or ids[len(ids) - len(held) :] != held:
+    if state.done > len(parts) or names[len(names) - len(held) :] != held:
         raise StateError(f"the state has done {state.done} batches, and these facts do not begin "
                          "with them; give all facts of its sequence, in their order")  # fmt: skip
-    for number, part in enumerate(parts[state.done :]):
-        if number == 0:
-            check_batch(model, tokenizer, part, stats, state, config)
+    for part in parts[state.done : state.done + 1]:
+        check_batch(model, tokenizer, part, stats, state, config)
+    for part in parts[state.done + 1 :]:
         validate(part, tokenizer, model, state.contexts)
     return parts
 
@@ -85,7 +86,7 @@ def _found_ahead(
     """Find the values of all batches from the unedited weights."""
     if state.done:
         raise StateError("a sequence that goes on needs the values found before its first edit; "
-                         "give them by 'ahead'")  # fmt: skip
+                         "give them by 'ahead', or write more facts by edit_batch")  # fmt: skip
     found = {}
     for number, part in enumerate(parts):
         found[number] = find_values(model, tokenizer, part, state, config, engine)

@@ -8,23 +8,22 @@ from torch import Tensor, nn
 
 from ece.config import Config
 from ece.descent import Values
-from ece.errors import ConfigError, ModelError, StateError, check_mode
-from ece.facts import contexts, encode
+from ece.errors import ConfigError, ModelError, StateError, check_mode, check_type, shown
+from ece.facts import contexts, probe
 from ece.fingerprint import fingerprint
+from ece.hooks import gain
 from ece.learned_start import Learned, grown
 from ece.model import blocks, sites
 from ece.parts import in_parts
 from ece.strategy import Strategy
-
-PROBE = "It is said, in the year 1984, that "  # by it one tokenizer is known from another
 
 
 @dataclass(frozen=True)
 class Batch:
     """One batch's traces: enough to undo it exactly."""
 
-    facts: tuple[int, ...]
-    """The facts' ids."""
+    facts: tuple[tuple[str, str, str], ...]
+    """The facts' prompts, subjects and targets."""
     masks: dict[int, Tensor]
     """Per edited layer, the neurons whose columns changed, bool `[ff]`."""
     before: dict[int, Tensor]
@@ -72,14 +71,6 @@ class EditState:
         keys = [batch.keys[layer] for batch in self.batches if layer in batch.keys]
         return torch.cat(keys) if keys else None
 
-    def history(self, layer: int) -> Float[Tensor, "ff ff"] | None:
-        """Sum $k k^T$ over all edits so far; None without a history."""
-        keys, folded = self.recent(layer), self.folded.get(layer)
-        if keys is None:
-            return folded
-        recent = keys.double().T @ keys.double()
-        return recent if folded is None else folded + recent
-
 
 def new_state(
     model: nn.Module, tokenizer, config: Config, strategy: Strategy | None = None, undo: int = 5
@@ -87,27 +78,42 @@ def new_state(
     """Start a sequence: contexts drawn, no history; its last `undo` batches can be undone."""
     strategy = strategy or Strategy()
     check_setting(model, config, strategy)
+    if not can_spread(model, config, strategy):
+        raise ConfigError(f"setting 'layers' is {shown(config.layers)}; a norm follows the MLPs, "
+                          "so no residual can be spread over them; give one")  # fmt: skip
     if type(undo) is not int or undo < 1:
         raise ConfigError(f"'undo' is {undo!r}; it should be a whole number of batches >= 1")
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         raise ModelError(f"the tokenizer has {len(tokenizer)} tokens, the model fewer; "
                          "load both from one place")  # fmt: skip
     marks = fingerprint(model), fingerprint(model, config.layers)
-    texts, probe = contexts(model, tokenizer, config), tuple(encode(tokenizer, PROBE))
-    return EditState(*marks, config.layers, texts, strategy, probe, undo)
+    texts = contexts(model, tokenizer, config)
+    return EditState(*marks, config.layers, texts, strategy, probe(tokenizer), undo)
 
 
 def check_setting(model: nn.Module, config: Config, strategy: Strategy) -> None:
     """Refuse layers that are not there or the last one, and settings the strategy cannot follow."""
+    check_type("config", config, Config)
+    check_type("strategy", strategy, Strategy)
     check_mode(model)
+    if config.layers[-1] > (last := len(blocks(model)) - 2):
+        raise ConfigError(
+            f"setting 'layers' ends at {config.layers[-1]}, the model's last block is "
+            f"{last + 1}; a value reaches no later token there, end at {last}"
+        )
     places = sites(model, config.layers)
     if config.passes != "model" and in_parts(places[0].module.weight):
         raise ConfigError(f"setting 'passes' is {config.passes!r}, and the model lies in parts on "
                           "several processes; load it in that format, with dtype")  # fmt: skip
-    if config.layers[-1] > (last := len(blocks(model)) - 2):
-        raise ConfigError(f"setting 'layers' ends at {config.layers[-1]}, the model's last block; "
-                          f"a value there reaches no later token, end at {last}")  # fmt: skip
     strategy.check(config)
+
+
+def can_spread(model: nn.Module, config: Config, strategy: Strategy) -> bool:
+    """Tell whether a residual has a meaning at each edit layer: not where norms follow the MLPs."""
+    if {*config.layers} <= {*strategy.entries(config)}:
+        return True
+    gains = [gain(model, layer) for layer in config.layers]
+    return None not in gains and max(gains) - min(gains) <= 0.01 * abs(max(gains))
 
 
 def check_weights(model: nn.Module, state: EditState) -> None:
@@ -144,18 +150,24 @@ def pushed(state: EditState, batch: Batch, weights: str) -> EditState:
 
 
 def undo(model: nn.Module, state: EditState, batches: int = 1) -> EditState:
-    """Take back the last `batches` batches, bit for bit; returns the earlier state.
+    """Take back the last `batches` batches, bit for bit, or none; returns the earlier state.
 
     The history is the earlier one too, up to float64 rounding once batches were folded.
     Raises `StateError` beyond the batches that the state holds.
     """
+    check_type("state", state, EditState)
     if type(batches) is not int or not 0 <= batches <= len(state.batches):
         raise StateError(f"cannot undo {batches} batches: of {state.done} done the state holds the "
                          f"last {len(state.batches)}; raise 'undo' of new_state")  # fmt: skip
     check_weights(model, state)
     left = state.batches[: len(state.batches) - batches]
-    for batch in reversed(state.batches[len(left) :]):
-        restore(model, batch.masks, batch.before)
+    now = {site.layer: site.weight.clone() for site in sites(model, state.layers)}
+    try:
+        for batch in reversed(state.batches[len(left) :]):
+            restore(model, batch.masks, batch.before)
+    except BaseException:
+        restore(model, {}, now)
+        raise
     weights = fingerprint(model, state.layers)
     return replace(state, weights=weights, batches=left, done=state.done - batches)
 

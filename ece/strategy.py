@@ -1,4 +1,4 @@
-"""How the editor goes about a batch: as ECE does. A rival overrides what it does otherwise."""
+"""How the editor goes about a batch: as ECE does. A rival overrides the steps it does otherwise."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Literal
@@ -35,6 +35,10 @@ class Strategy:
         if not self.chooses and config.scorer != "all":
             raise ConfigError(f"setting 'scorer' is '{config.scorer}'; {type(self).__name__} "
                               "writes to all neurons, so set it to 'all'")  # fmt: skip
+
+    def mute(self, config: Config) -> tuple[str, ...]:
+        """Name settings that have no effect beside the others."""
+        return ("p",) if config.clusters is None and config.scorer == "all" else ()
 
     def entries(self, config: Config) -> tuple[int, ...]:
         """Layers where values enter: the last edit layer."""

@@ -130,7 +130,7 @@ def put_back():
 
 # %%
 from ece.baselines import BASELINES, Task
-from ece.baselines.sequence import Done, edit_one
+from ece.baselines.sequence import edit_one
 
 
 # %%
@@ -138,7 +138,7 @@ def by_baseline(name, trained=None, **settings):
     """Edit the fact by a baseline, measure, put the weights back."""
     numbers = presets.numbers(MODEL, name, **settings)
     task = Task(model, tokenizer, numbers, trained or {})
-    edit_one(BASELINES[name], task, [fact], Done())
+    edit_one(BASELINES[name], task, [fact])
     view = BASELINES[name].view
     after[name] = measured(model if view is None else view(task, [fact]))
     after[name].append(moved())

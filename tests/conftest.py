@@ -168,6 +168,15 @@ def started(call, given: tuple, count: int):
     )
 
 
+def history(state, layer: int):
+    """Sum k k^T over all edits so far; None without a history."""
+    keys, folded = state.recent(layer), state.folded.get(layer)
+    if keys is None:
+        return folded
+    recent = keys.double().T @ keys.double()
+    return recent if folded is None else folded + recent
+
+
 def weights(model) -> dict[str, torch.Tensor]:
     """Copy all of a model's weights."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}

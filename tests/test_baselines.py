@@ -14,7 +14,7 @@ from ece.baselines import BASELINES, Baseline, Task
 from ece.baselines.ft import FineTuning, trainable
 from ece.baselines.ft import edit as fine_tune
 from ece.baselines.rome import Rome
-from ece.baselines.sequence import Done, edit_one, sequence, undo_one
+from ece.baselines.sequence import _write, edit_one, sequence
 from ece.baselines.trained import trained
 from ece.editor import compute_values, edit_batch
 from ece.engine import reader
@@ -86,40 +86,34 @@ def test_fine_tuning_lowers_its_loss_and_touches_nothing_else(model, tokenizer, 
     numbers = task(model, tokenizer, goal=goal, steps=20, lr=1e-2)
     new = fine_tune(numbers, facts)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    edit_one(Baseline(FineTuning, {}, fine_tune), numbers, facts, Done())
+    edit_one(Baseline(FineTuning, {}, fine_tune), numbers, facts)
     assert sum(float(loss_by_hand(model, tokenizer, fact, goal)) for fact in facts) < old
     changed = {n for n, value in model.named_parameters() if not torch.equal(value, before[n])}
     assert changed == set(new)
 
 
-def test_a_batch_is_written_whole_or_not_at_all_and_can_be_undone(model, tokenizer, facts):
+def test_a_batch_is_written_whole_or_not_at_all(model, tokenizer, facts):
     one = Baseline(FineTuning, {}, fine_tune)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     broken = replace(one, edit=lambda task, facts: {
         **fine_tune(task, facts), next(iter(before)): next(iter(before.values())) * float("nan")
     })  # fmt: skip
     with pytest.raises(StateError, match="new weights of .* are not finite"):
-        edit_one(broken, task(model, tokenizer), facts, Done())
+        edit_one(broken, task(model, tokenizer), facts)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    done = edit_one(one, task(model, tokenizer), facts, Done())
-    assert not all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
-    back = undo_one(task(model, tokenizer), done)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    with pytest.raises(StateError, match="can undo one batch"):
-        undo_one(task(model, tokenizer), back)
+    record = edit_one(one, task(model, tokenizer), facts)
+    now = {n: v for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
+    moved = {n: float((value - before[n]).norm()) for n, value in now.items()}
+    assert moved == pytest.approx(record.norms) and moved
 
 
 def test_an_error_while_writing_puts_every_weight_back(model, tokenizer, facts):
     """The second of two parameters does not fit: the first is as before."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
     wide = replace(task(model, tokenizer), numbers=FineTuning(layers=(0, 1), steps=1))
-
-    def broken(task, facts):
-        first, second = fine_tune(task, facts).items()
-        return {first[0]: first[1], second[0]: second[1][:3]}
-
+    first, second = fine_tune(wide, facts).items()
     with pytest.raises(RuntimeError):
-        edit_one(Baseline(FineTuning, {}, broken), wide, facts, Done())
+        _write(model, {first[0]: first[1], second[0]: second[1][:3]})
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -128,7 +122,7 @@ def test_a_killed_sequence_ends_with_the_same_bits(name, tokenizers, facts, tmp_
     numbers = BASELINES[name].configure(name, steps=2)
     whole, baseline = build("gpt2"), BASELINES[name]
     at = partial(Task, tokenizer=tokenizers["gpt2"], numbers=numbers, trained={})
-    records = sequence(baseline, at(whole), facts, 2).records
+    records = sequence(baseline, at(whole), facts, 2)
 
     def killed(number, record, part):
         if number == 1:
@@ -140,7 +134,7 @@ def test_a_killed_sequence_ends_with_the_same_bits(name, tokenizers, facts, tmp_
     with Folder(tmp_path) as folder:
         done = sequence(baseline, at(again), facts, 2, lambda n, *_: heard.append(n), folder)
     assert heard == [1, 2]
-    for one, two in zip(done.records, records, strict=True):
+    for one, two in zip(done, records, strict=True):
         assert (one.facts, one.norms) == (two.facts, two.norms)
     for key, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[key])

@@ -150,7 +150,7 @@ WRONG = [
     ("--frobnicate", "--frobnicate", ""),
     ("--method ft-l --lam 3", "--lam", ""),
     ("--method", "--method", ""),
-    ("--out .", "is a folder; name a file", ""),
+    ("--out .", "is no file; name a file", ""),
 ]
 
 

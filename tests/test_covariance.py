@@ -123,7 +123,7 @@ def test_missing_layers_and_other_models_are_named(stats, model, family):
     check_stats(stats, own, (0, 2))
     with pytest.raises(StatsError, match="layer 3, only for 0, 1, 2"):
         check_stats(stats, own, (0, 3))
-    with pytest.raises(StatsError, match="another model"):
+    with pytest.raises(StatsError, match="not of the model as"):
         check_stats(stats, fingerprint(build(family, 1)), (0,))
 
 
@@ -132,7 +132,7 @@ def test_missing_layers_and_other_models_are_named(stats, model, family):
 
 def test_all_tokens_count_unless_selected(model, tokenizer, stats):
     """Ends of names cost a second matrix: nobody who does not ask for them has it."""
-    assert set(vars(stats)) - {"digest"} == {"moments", "tokens", "fingerprint"}
+    assert set(vars(stats)) - {"digest"} == {"moments", "tokens", "fingerprint", "probe"}
     every = second_moment(
         model,
         tokenizer,

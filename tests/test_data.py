@@ -141,7 +141,7 @@ BAD = [  # data set, record, value, where it is put, field named (if not there)
     ("counterfact", COUNTERFACT, "{} or {}", (REWRITE, "prompt"), None),
     ("counterfact", COUNTERFACT, " ", (REWRITE, "subject"), None),
     ("counterfact", COUNTERFACT, HALF, (REWRITE, "subject"), None),
-    ("counterfact", COUNTERFACT, GONE, (REWRITE, "relation_id"), None),
+    ("counterfact", COUNTERFACT, 3, (REWRITE, "relation_id"), None),
     ("counterfact", COUNTERFACT, 5, (REWRITE, "target_new", "str"), None),
     ("counterfact", COUNTERFACT, "English", (REWRITE, "target_new"), None),
     ("counterfact", COUNTERFACT, "French", (REWRITE, "target_new", "str"), None),

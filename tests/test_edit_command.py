@@ -6,9 +6,10 @@ from importlib.resources import files
 
 import pytest
 import torch
-from small_runs import write_model
-from transformers import AutoModelForCausalLM
+from small_runs import records, write_model
+from transformers import AutoModelForCausalLM, Olmo2Config
 
+from conftest import TEXTS
 from ece import load
 from ece.data.table import facts_from_table
 from ece.data.texts import PYTHON_DOCS
@@ -159,6 +160,55 @@ def test_a_folder_of_work_lets_the_command_go_on(tmp_path, capsys):
     assert "'facts' differs" in capsys.readouterr().err
 
 
+def test_the_command_says_by_which_settings_it_edits(tmp_path, capsys):
+    words = ["edit", str(table(tmp_path)), *SHORT, "--out", str(tmp_path / "out"), "--force"]
+    assert main(words) == 0
+    assert "memit, preset atlas-gpt2: layers 0,1,2, lam " in capsys.readouterr().out
+    assert main([*words, "--json", "--set", "steps=2 own_steps=1"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["config"]["steps"] == 2 and record["preset"] == "atlas-gpt2"
+    assert load_edits(tmp_path / "out").about["config"]["steps"] == 2
+
+
+def test_a_setting_without_a_flag_is_named_as_one(tmp_path, capsys):
+    """`ece edit` has --set and no --lr."""
+    words = ["edit", str(table(tmp_path)), *SHORT, "--out", str(tmp_path / "out"), "--set"]
+    for text, message in (
+        ("lr=1e30", "error: setting 'lr' is 1e+30"),
+        ("layers=0,9", "error: setting 'layers' ends at 9"),
+        ("lr", "argument --set: setting 'set' has 'lr'; write name=value"),
+    ):
+        assert main([*words, text]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_records_are_edited_like_a_table(tmp_path, capsys):
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(records()[:2]))
+    words = ["edit", str(path), *SHORT, "--out", str(tmp_path / "out"), "--json"]
+    assert main(words) == 0 and json.loads(capsys.readouterr().out)["facts"] == 2
+
+
+def test_the_answer_that_is_there_already_is_refused(tmp_path):
+    with pytest.raises(DataError, match="row 1: 'target' and 'true' are both 'Oslo'"):
+        facts_from_table(table(tmp_path, f"{HEAD},true", [f"{ROWS[0]},Oslo"]))
+
+
+def test_where_a_norm_follows_the_mlp_the_command_takes_one_layer(tmp_path, tokenizers, capsys):
+    """Layers by depth were refused, after the second moments."""
+    sizes = dict(vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=8)
+    heads = dict(num_attention_heads=4, num_key_value_heads=4, head_dim=8)
+    AutoModelForCausalLM.from_config(Olmo2Config(**sizes, **heads)).save_pretrained(tmp_path / "m")
+    tokenizers["llama"].save_pretrained(tmp_path / "m")
+    (tmp_path / "text.txt").write_text("\n".join(TEXTS[:20]))
+    words = ["edit", str(table(tmp_path)), "--model", str(tmp_path / "m"), "--json"]
+    words += ["--stats-text", str(tmp_path / "text.txt"), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["config"]["layers"] == [2]
+    assert main([*words, "--force", "--set", "layers=1,2"]) == 2
+    assert "a norm follows the MLPs" in capsys.readouterr().err
+
+
 def test_an_adapter_is_not_written_from_parts(tmp_path, capsys):
     words = ["--sharding", "tp", "--adapter", str(tmp_path / "adapter")]
     assert main(["edit", str(table(tmp_path)), "--model", "atlas-gpt2", *words]) == 2
@@ -177,7 +227,12 @@ def test_edits_in_half_precision_are_found_applied_and_taken_back(tmp_path, caps
     for name, weight in load(back, dtype=torch.bfloat16)[0].state_dict().items():
         assert torch.equal(weight, plain.state_dict()[name]), name
     assert main(["edits", out, "--toggle"]) == 2
-    assert "'model' and 'save'" in capsys.readouterr().err
+    assert "'toggle', 'model' and 'save' go together" in capsys.readouterr().err
+    assert main(["edits", out, "--model", "atlas-gpt2", "--save", str(tmp_path / "none")]) == 2
+    assert main([*toggled[:-1], there]) == 2, "a folder with a model in it is not written over"
+    assert "'save' is" in capsys.readouterr().err
+    twice = ["edits", f"{out},{out}", *toggled[2:-1], str(tmp_path / "twice")]
+    assert main(twice) == 0 and capsys.readouterr().out.split()[-1] == "unedited"
 
 
 def test_edits_and_tables_that_are_there_are_not_overwritten(tmp_path, capsys):

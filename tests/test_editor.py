@@ -8,13 +8,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from conftest import SUBJECTS, TEXTS, build, same, weights
+from conftest import SUBJECTS, TEXTS, build, history, same, weights
 from ece import covariance, editor
 from ece.baselines import STRATEGIES
 from ece.baselines.alphaedit import AlphaEdit
 from ece.baselines.memit import Memit
 from ece.baselines.rome import Rome
-from ece.checks import names_of
 from ece.covariance import second_moment
 from ece.editor import compute_values, edit_batch
 from ece.errors import (
@@ -26,9 +25,9 @@ from ece.errors import (
     StateError,
     StatsError,
 )
-from ece.facts import Fact, encode, target_ids
+from ece.facts import Fact, encode, names_of, target_ids
 from ece.fingerprint import fingerprint
-from ece.model import sites
+from ece.model import Site, sites
 from ece.objective import mix, reader
 from ece.sequence import edit_sequence, split
 from ece.solver import Knowledge, solve
@@ -210,7 +209,7 @@ def test_undo_is_exact_and_history_with_it(model, tokenizer, facts, stats, confi
     assert not same(model, before[2])
     back = undo(model, states[3])
     assert same(model, before[2]) and back.weights == states[2].weights
-    assert all(torch.equal(back.history(n), states[2].history(n)) for n in config.layers)
+    assert all(torch.equal(history(back, n), history(states[2], n)) for n in config.layers)
     again, _ = edit_batch(model, tokenizer, facts[4:], stats, back, config)
     assert same(model, before[3]) and again.weights == states[3].weights
     first = undo(model, again, 3)
@@ -268,8 +267,8 @@ def test_history_is_the_sum_of_all_keys(model, tokenizer, facts, stats, config, 
     for layer in config.layers:
         keys = torch.cat([batch.keys[layer] for batch in after.batches]).double()
         assert torch.equal(after.recent(layer).double(), keys)
-        torch.testing.assert_close(after.history(layer), keys.T @ keys)
-    assert begun.history(0) is None and begun.recent(0) is None
+        torch.testing.assert_close(history(after, layer), keys.T @ keys)
+    assert history(begun, 0) is None and begun.recent(0) is None
 
 
 @one_family
@@ -285,7 +284,7 @@ def test_old_batches_leave_only_their_sum(model, tokenizer, facts, stats, config
     (one, few), (two, many) = ends
     assert (len(few.batches), len(many.batches)) == (1, 4) and few.done == many.done == 4
     for layer in config.layers:
-        torch.testing.assert_close(few.history(layer), many.history(layer))
+        torch.testing.assert_close(history(few, layer), history(many, layer))
     for a, b in zip(weights(one).values(), weights(two).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     few = undo(one, few)
@@ -297,14 +296,14 @@ def test_old_batches_leave_only_their_sum(model, tokenizer, facts, stats, config
 def test_history_holds_earlier_facts_in_place(model, tokenizer, facts, stats, config):
     """With history the second batch moves the first batch's outputs less."""
     shifts, config = [], replace(config, layers=(1,), lam=1e-2, scorer="all", p=1.0)
-    for history in (True, False):
-        now = new_state(model, tokenizer, config, Strategy(history=history))
+    for kept in (True, False):
+        now = new_state(model, tokenizer, config, Strategy(history=kept))
         now, _ = edit_batch(model, tokenizer, facts[:3], stats, now, config)
         old = columns(model, (1,))[0]
         keys = mix(reader(model, tokenizer, facts[:3], now.contexts, 10**6).read(1, 1)[0])
         now, _ = edit_batch(model, tokenizer, facts[3:], stats, now, config)
         shifts.append(float((keys @ (columns(model, (1,))[0] - old).T).norm()))
-        assert all((now.history(layer) is None) != history for layer in config.layers)
+        assert all((history(now, layer) is None) != kept for layer in config.layers)
         undo(model, now, 2)
     assert shifts[0] < 0.5 * shifts[1]
 
@@ -470,10 +469,10 @@ def test_facts_come_as_a_list(model, tokenizer, facts, stats, config, begun, unt
 
 
 CASES = {
-    "layer": (EditError, "no layer 9"),
+    "layer": (ConfigError, "'layers' ends at 9"),
     "top layer": (ConfigError, "layers"),
     "other layers": (StateError, "layers"),
-    "stats of another model": (StatsError, "another model"),
+    "stats of another model": (StatsError, "not of the model as"),
     "stats without a layer": (StatsError, "layer 1"),
     "nan stats": (EditError, "finite"),
     "not definite": (SolveError, "definite"),
@@ -491,8 +490,8 @@ def wrong(case, stats, state, config, values):
     """Stats, state, config and values for `edit_batch`, with one thing wrong."""
     all_nan = {layer: moment * NAN for layer, moment in stats.moments.items()}
     negative = {layer: -moment for layer, moment in stats.moments.items()}
-    other_facts = (values.facts[0], ("Some Other lives in", "Rome"))
-    other_target = (values.facts[0], (values.facts[1][0], "another"))
+    other_facts = (values.facts[0], ("{} lives in", "Some Other", "Rome"))
+    other_target = (values.facts[0], (*values.facts[1][:2], "another"))
     change = {
         "layer": dict(config=replace(config, layers=(0, 9))),
         "top layer": dict(config=replace(config, layers=(0, 3))),
@@ -727,6 +726,11 @@ def test_another_tokenizer_of_equal_size_is_refused(model, tokenizer, facts, sta
         edit_batch(model, wrong, facts[2:4], stats, once, config)
     with pytest.raises(StateError, match="tokenizer"):
         compute_values(model, wrong, facts[2:4], once, config)
+    undo(model, once)
+    before = weights(model)
+    begun = new_state(model, wrong, config)  # from the start: the statistics know
+    with pytest.raises(StatsError, match="another tokenizer"):
+        edit_batch(model, wrong, facts[2:4], stats, begun, config)
     assert same(model, before)
 
 
@@ -753,7 +757,7 @@ def test_the_strategy_cannot_change_between_batches(model, tokenizer, facts, sta
 
 @one_family
 def test_layers_cannot_change_between_batches(model, tokenizer, facts, stats, config, once):
-    with pytest.raises(StateError, match=r"layers \(0, 1\), the config \(0, 2\)"):
+    with pytest.raises(StateError, match="layers 0,1, the config 0,2"):
         edit_batch(model, tokenizer, facts[2:4], stats, once, replace(config, layers=(0, 2)))
 
 
@@ -768,7 +772,11 @@ def test_the_depth_of_undo_is_a_whole_number(model, tokenizer, config, untyped, 
 def test_values_know_their_facts(model, tokenizer, facts, stats, config, begun):
     """Values of as many other facts went in unseen, and each fact got another's."""
     values = compute_values(model, tokenizer, facts[:3], begun, config)
-    assert values.facts == names_of(facts[:3]) == tuple((f.text, f.target) for f in facts[:3])
+    assert (
+        values.facts
+        == names_of(facts[:3])
+        == tuple((f.prompt, f.subject, f.target) for f in facts[:3])
+    )
     before = weights(model)
     for wrong in (facts[3:], [*facts[1:3], facts[0]]):
         with pytest.raises(StateError, match="values of other facts"):
@@ -935,6 +943,66 @@ def test_a_state_of_other_facts_is_not_gone_on_with(model, tokenizer, facts, sta
     with pytest.raises(StateError, match="do not begin"):
         edit_sequence(model, tokenizer, facts[2:], stats, config, 2, state=state)
     assert same(model, after)
+
+
+@one_family
+def test_facts_are_known_by_what_they_say_not_by_their_ids(
+    model, tokenizer, facts, stats, config, begun
+):
+    """Every fact made by hand has id 0: a state went on with quite other facts."""
+    facts = [replace(fact, id=0) for fact in facts]
+    state, _ = edit_batch(model, tokenizer, facts[:2], stats, begun, config)
+    after = weights(model)
+    with pytest.raises(StateError, match="do not begin"):
+        edit_sequence(model, tokenizer, facts[2:], stats, config, 2, state=state)
+    assert same(model, after)
+    twin = [Fact("The {} house stands in", "big", "Rome")]
+    values = compute_values(model, tokenizer, twin, state, config)
+    with pytest.raises(StateError, match="values of other facts"):
+        other = [Fact("The big {} stands in", "house", "Rome")]
+        edit_batch(model, tokenizer, other, stats, state, config, values)
+    with pytest.raises(FactError, match=r"fact 0, facts\[1\], .* repeats facts\[0\]"):
+        edit_batch(model, tokenizer, [twin[0], twin[0]], stats, state, config)
+    assert same(model, after)
+
+
+@one_family
+def test_an_interrupted_undo_takes_nothing_back(
+    model, tokenizer, facts, stats, config, begun, monkeypatch
+):
+    """A stop between two layers left weights that fitted no state, with no way back."""
+    state, _ = edit_batch(model, tokenizer, facts[:2], stats, begun, config)
+    after, write, calls = weights(model), Site.write, []
+
+    def stopped(site, *values):
+        calls.append(site.layer)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        write(site, *values)
+
+    monkeypatch.setattr(Site, "write", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        undo(model, state)
+    assert same(model, after)
+    assert undo(model, state).done == 0
+
+
+@one_family
+@pytest.mark.parametrize("wrong", [None, "state", Strategy])
+def test_a_wrong_type_is_named(model, tokenizer, facts, stats, config, begun, untyped, wrong):
+    """Raw tracebacks of attributes that None does not have."""
+    before = weights(model)
+    for call, name in (
+        (lambda: edit_batch(model, tokenizer, facts, stats, wrong, config), "state"),
+        (lambda: edit_batch(model, tokenizer, facts, stats, begun, wrong), "config"),
+        (lambda: edit_sequence(model, tokenizer, facts, stats, wrong, 2), "config"),
+        (lambda: undo(model, wrong), "state"),
+        (lambda: new_state(model, tokenizer, wrong), "config"),
+        (lambda: new_state(model, tokenizer, config, wrong or "none"), "strategy"),
+    ):
+        with pytest.raises(ConfigError, match=f"'{name}' is .*; give an object of ece's "):
+            call()
+    assert same(model, before)
 
 
 @one_family

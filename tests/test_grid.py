@@ -69,8 +69,10 @@ def test_one_method_on_one_model_can_have_its_own(file):
 
 
 def test_equal_settings_are_one_cell_whatever_their_table_and_words(file):
-    file.write_text(FILE + FILE.replace("[one]", "[two]") + "p = 0.99\nvary.seed = [0, 1]\n")
-    assert len(cells(file)) == 6, "MEMIT's p differs from its preset, ECE's does not"
+    file.write_text(
+        FILE + FILE.replace("[one]", "[two]") + "per.atlas-gpt2.ece-rs = { p = 0.99 }\n"
+    )
+    assert len(cells(file)) == 4, "ECE's p is that of its preset"
 
 
 @pytest.mark.parametrize(
@@ -85,6 +87,9 @@ def test_equal_settings_are_one_cell_whatever_their_table_and_words(file):
         (("lam = 20.0", "lama = 2"), "'lama' is no setting"),
         (("lam = 20.0", "lam = "), "is not TOML"),
         (("lam = 20.0", "vary = 3"), "setting 'vary' is 3"),
+        (("lam = 20.0", "p = 0.99"), "setting 'p' is 0.99; memit has no use for it"),
+        (("lam = 20.0", "config = { lam = 3 }"), "it has 'config', which is no setting"),
+        (("lam = 20.0", "single = { lam = 3 }"), "it has 'single', which is no setting"),
         (("lam = 20.0", "vary.p = 0.5"), "setting 'vary' is 0.5"),
         (("lam = 20.0", "per.atlas-gpt2.memit = 2"), "setting 'per' is 2"),
         (("lam = 20.0", "per.atlas-gptj.memit = { lam = 2.0 }"), "'per' has atlas-gptj.memit"),

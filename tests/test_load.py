@@ -413,8 +413,22 @@ def test_a_damaged_folder_is_refused(folder, case):
 
 def test_the_missing_tensor_is_named(folder):
     DAMAGED["lacks a tensor"](folder)
-    with pytest.raises(ModelError, match=f"lacks 1 tensors, {DOWN}.*get the checkpoint again"):
+    with pytest.raises(ModelError, match=f"lacks tensors, {DOWN}.*get the checkpoint again"):
         load(str(folder))
+
+
+def test_a_checkpoint_of_more_blocks_than_its_configuration_is_refused(folder):
+    """transformers leaves the others out, and says so in a log alone."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"num_hidden_layers": config["num_hidden_layers"] - 1}))
+    with pytest.raises(ModelError, match="blocks by its configuration and .* beside them"):
+        load(str(folder))
+
+
+def test_a_loaded_model_is_no_name(untyped):
+    with pytest.raises(ModelError, match="'name' is a LlamaForCausalLM; give a name"):
+        load(build("llama"))
 
 
 @pytest.mark.parametrize("name", ["", "/no/such/folder", "no-such/model", "a b\0c", "no.gguf"])
@@ -455,6 +469,7 @@ def test_wide_edit_layers_hold_the_whole_update(family, tokenizers, facts, confi
         if wide:
             plain = model(torch.arange(9)[None]).logits
             widen(model, config.layers)
+            widen(model, config.layers)  # a second time changes nothing
             assert {site.weight.dtype for site in sites(model, config.layers)} == {torch.float32}
             out = model(torch.arange(9)[None]).logits
             torch.testing.assert_close(out, plain, rtol=0.05, atol=0.05)

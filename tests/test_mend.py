@@ -193,7 +193,7 @@ def test_a_killed_training_ends_with_the_same_bits(task, lives, tmp_path, monkey
     with pytest.raises(StateError, match="mend.json is of another run .'settings' differs.*remove"):
         train(replace(task, numbers=replace(task.numbers, lr=1e-4)), lives, path)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(StateError, match="mend.json cannot be read.*start anew"):
+    with pytest.raises(StateError, match="mend.json cannot be read.*name another place"):
         train(task, lives, path)
 
 

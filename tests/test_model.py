@@ -204,6 +204,17 @@ def test_a_fingerprint_sees_two_layers_that_changed_places(model):
     assert fingerprint(model, (0, 1)) != before
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+def test_flipped_signs_do_not_cancel(kind):
+    """Two bits of 2^63 are 0 modulo 2^64: in float64 a matrix and its negative were one."""
+    matrix = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).to(kind)
+    matrix = matrix + matrix.T
+    pair = matrix.clone()
+    pair[1, 2] *= -1
+    pair[2, 1] *= -1
+    assert len({digest(part) for part in (matrix, pair, -matrix)}) == 3
+
+
 def test_a_fingerprint_sees_a_layout_and_a_format(model):
     before = fingerprint(model)
     assert fingerprint(model.double()) != before

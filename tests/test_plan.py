@@ -105,5 +105,5 @@ def test_what_is_no_configuration_is_named(tmp_path):
     with pytest.raises(ConfigError, match="layers"):
         plan.plan(plan.Options(str(path), layers=(3,)))
     path.write_text('{"model_type": "t5", "d_model": 64, "num_layers": 4}')
-    with pytest.raises(ModelError, match="'t5' is no decoder"):
+    with pytest.raises(ModelError, match="'t5' cannot be built as a decoder"):
         plan.plan(plan.Options(str(path)))

@@ -6,6 +6,7 @@ from importlib.resources import files
 
 import pytest
 
+from conftest import build
 from ece import presets
 from ece.baselines import BASELINES, STRATEGIES
 from ece.baselines.alphaedit import AlphaEdit
@@ -14,7 +15,7 @@ from ece.baselines.memit import Memit
 from ece.baselines.prune import Prune
 from ece.baselines.rect import Rect
 from ece.config import Config
-from ece.errors import ConfigError
+from ece.errors import ConfigError, ModelError
 from ece.strategy import Strategy
 
 MODELS = presets.models()
@@ -70,7 +71,9 @@ def test_no_number_in_a_file_goes_unused():
         assert set(found) <= names(Config), method
     for model in MODELS:
         file = read(model)
-        assert set(file) <= {"config", "methods"} and set(file["config"]) <= names(Config), model
+        assert set(file) <= {"also", "config", "methods"} and set(file["config"]) <= names(
+            Config
+        ), model
         for method, found in file.get("methods", {}).items():
             known = STRATEGIES.get(method) or BASELINES[method].numbers
             mine = names(known) | (names(Config) if method in STRATEGIES else set())
@@ -126,7 +129,7 @@ def test_overrides_win_and_hub_names_count_by_their_last_part():
 
 def test_unknown_names_list_the_known_ones():
     for call in (presets.configure, presets.strategy, presets.numbers):
-        with pytest.raises(ConfigError, match="unknown model 'gpt-9'; known: atlas-gpt2"):
+        with pytest.raises(ModelError, match="'gpt-9' has no preset, and its configuration cannot"):
             call("gpt-9", "ft-l" if call is presets.numbers else "memit")
     with pytest.raises(ConfigError, match="unknown method 'emit'; known: .*memit-history"):
         presets.configure("gpt2-xl", "emit")
@@ -156,8 +159,27 @@ def test_a_file_is_read_anew_each_time():
 
 @pytest.mark.parametrize("name", ["../config", "methods", "", "."])
 def test_only_models_are_models(name):
-    with pytest.raises(ConfigError, match="unknown model"):
+    with pytest.raises(ModelError, match="has no preset, and its configuration cannot be read"):
         presets.configure(name, "memit")
+
+
+def test_a_model_without_a_preset_is_configured_by_its_depth(tmp_path):
+    """Chapter 23 says that only the name changes; a folder once was an unknown model."""
+    path = tmp_path / "mine"
+    build("llama").save_pretrained(path)
+    depth = build("llama").config.num_hidden_layers
+    found = presets.configure(str(path), "ece-rs", batch=7)
+    assert found == presets.configure("any", "ece-rs", depth, 7) and found.lam == 140
+    assert presets.strategy(str(path), "memit-history") == presets.strategy(
+        "gpt2-xl", "memit-history"
+    )
+
+
+def test_a_preset_is_found_by_each_of_a_models_names():
+    for name in ("meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B-Instruct"):
+        assert presets.configure(name, "ece-rs") == presets.configure("llama-3-8b", "ece-rs")
+    assert presets.preset_of("HuggingFaceTB/SmolLM2-135M-Instruct") == "smollm2-135m"
+    assert presets.preset_of("my/atlas-gpt3") is None
 
 
 def test_a_preset_file_is_named_by_its_path(tmp_path):

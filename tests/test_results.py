@@ -246,5 +246,7 @@ def test_a_small_cell_comes_out_again_to_the_same_digits(run_of, tmp_path):
     stored = BOOK.of([name])
     pd.testing.assert_frame_equal(again.measured, stored.measured, check_exact=True)
     pd.testing.assert_frame_equal(again.stepwise, stored.stepwise, check_exact=True)
-    for part in ("settings", "edit", "name"):
-        assert again.runs.iloc[0][part] == stored.runs.iloc[0][part], part
+    found, old = again.runs.iloc[0], stored.runs.iloc[0]
+    assert found["settings"] == old["settings"] and found["name"] == old["name"]
+    # What is recorded since (rounding, jitter) no stored run has.
+    assert {name: found["edit"][name] for name in old["edit"]} == old["edit"]

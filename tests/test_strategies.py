@@ -1,13 +1,17 @@
 """The rivals: each solves what its paper says, by its own formula and by the direct solve."""
 
 import math
+import re
 from dataclasses import fields, replace
+from pathlib import Path
+from textwrap import dedent
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ece
 from conftest import build, same, weights
 from ece.baselines import STRATEGIES
 from ece.baselines.alphaedit import AlphaEdit, null_basis
@@ -28,6 +32,7 @@ from ece.solver import Knowledge, solve
 from ece.state import new_state
 from ece.strategy import Strategy
 
+ROOT = Path(__file__).parent.parent
 FULL = torch.ones(12, dtype=torch.bool)
 ALL = dict(scorer="all", p=1.0, clusters=None)
 SETTING = Config(layers=(0,), lr=0.1, lam=3.0, scorer="all")
@@ -92,6 +97,15 @@ def test_combinations_without_sense_cannot_be_written():
         with pytest.raises(ConfigError, match="'null'"):
             kind(null=0.1)
     assert {field.name for field in fields(AlphaEdit)} == {"history", "values_from", "null"}
+
+
+def test_a_score_of_ones_own_needs_no_change_of_the_package(model, tokenizer, facts, stats, config):
+    page = (ROOT / "book" / "reproducing.md").read_text(encoding="utf-8")
+    code = dedent(re.search(r"```python\n( +class Centred.*?)```", page, re.DOTALL)[1])
+    names = dict(ece=ece, model=model, tokenizer=tokenizer, facts=facts, stats=stats)
+    exec(code, found := names | {"config": replace(config, p=0.5)})
+    assert found["state"].done and found["reports"][0].neurons
+    assert found["state"].strategy == found["Centred"]()
 
 
 def test_the_names_of_methods_are_strategies():

@@ -21,6 +21,8 @@ import run_chapters
 import yaml
 from IPython.core.inputtransformer2 import TransformerManager
 
+from ece import atlas, load
+from ece.fingerprint import fingerprint
 from ece.loading.gguf import WHEELS
 
 ROOT = run_chapters.ROOT
@@ -243,6 +245,21 @@ def test_readme_example_runs(capsys):
     exec(compile(code, "README.md", "exec"), names)
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert names["before"]["efficacy"] < 50 < names["after"]["efficacy"]
+
+
+def test_readme_example_runs_on_a_model_without_a_preset(tmp_path, monkeypatch, capsys):
+    """Its settings go by the depth; and all batches are undone."""
+    code = re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)[1]
+    model, tokenizer = load("atlas-llama")
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "mine")
+    mark = fingerprint(model)
+    (tmp_path / "text.txt").write_text("\n".join(atlas.corpus(100)))
+    monkeypatch.chdir(tmp_path)
+    names = {"NAME": "mine"}
+    exec(compile(code, "README.md", "exec"), names)
+    assert len(names["config"].layers) > 1 and names["reports"][0].loss_after
+    assert fingerprint(names["model"]) == mark and capsys.readouterr().out
 
 
 def test_nothing_names_a_machine():

@@ -112,11 +112,12 @@ class Runs:
 @pytest.fixture
 def runs(monkeypatch, tmp_path):
     found = Runs()
-    traced, real = ("f" * 16, [BEST["layers"]], "causal tracing"), tune.gather
+    real, traced = tune.gather, [BEST["layers"]]
+    look = lambda settings: ("f" * 16, settings.configure(), traced, "causal tracing")  # noqa: E731
     quick = lambda settings, _: real(settings, _) if settings.data else ([], None, {"data": None})  # noqa: E731
     monkeypatch.setattr(tune, "run", found)
     monkeypatch.setattr(tune, "gather", quick)
-    monkeypatch.setattr(tune, "_traced", lambda settings: traced)
+    monkeypatch.setattr(tune, "_traced", look)
     monkeypatch.chdir(tmp_path)
     return found
 
@@ -168,7 +169,7 @@ def test_a_killed_search_goes_on_and_runs_nothing_again(runs):
 
 def test_other_weights_under_the_same_name_run_anew(runs, monkeypatch):
     main(WORDS)
-    monkeypatch.setattr(tune, "_traced", lambda settings: ("0" * 16, [], "none"))
+    monkeypatch.setattr(tune, "_traced", lambda s: ("0" * 16, s.configure(), [], "none"))
     main(WORDS)
     assert len(runs.done) == 19
 

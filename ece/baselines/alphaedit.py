@@ -24,6 +24,10 @@ class AlphaEdit(Strategy):
 
     chooses = False
 
+    def mute(self, config: Config) -> tuple[str, ...]:
+        """Name settings without effect: $C_0$ is not in the system."""
+        return ("ridge", *super().mute(config))
+
     def prepare(self, moment: Float[Tensor, "ff ff"], config: Config) -> Float[Tensor, "ff null"]:
         """Compute an orthonormal basis of the directions in which old keys hardly lie."""
         return null_basis(moment, self.null)

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import asdict, fields
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
@@ -31,7 +30,7 @@ from ece.bench.stages import STAGES, Bench, long_run, stage_row, sweep, throughp
 from ece.covariance import second_moment
 from ece.data import python_docs, world
 from ece.errors import ConfigError, checked
-from ece.experiments.inputs import check_writable
+from ece.experiments.inputs import check_file
 from ece.experiments.results import provenance, write_record
 from ece.experiments.runner import matmul
 from ece.experiments.spec import Count, Dtype, Matmul, words
@@ -122,7 +121,7 @@ class Options:
 def main(options: Options) -> None:
     """Measure one model after the other, and print each record as a table or as JSON."""
     if options.out is not None:
-        check_writable(Path(options.out).parent)
+        check_file(options.out)
     for name in options.shapes or (options.model,):
         record = run(options, name)
         sys.stdout.write(json.dumps(record) + "\n" if options.json else table(record))

@@ -8,6 +8,8 @@ stays, with runs; what a descent holds for its backward pass is a rough count.
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,12 +22,20 @@ from tyro.conf import Positional
 from ece import presets
 from ece.config import Positive, Share
 from ece.data.schema import read_text
-from ece.errors import ConfigError, EditError, ModelError, checked
+from ece.errors import ConfigError, EditError, ModelError, checked, shown
 from ece.experiments.spec import Count, Dtype
-from ece.loading import configuration
+from ece.hooks import gain
+from ece.loading import check, configuration
 from ece.model import blocks, sites
 
 DOUBLE = torch.double.itemsize
+SMALL = dict(
+    vocab_size=64, hidden_size=256, d_model=256, n_embd=256, word_embed_proj_dim=256,
+    intermediate_size=512, ffn_dim=512, n_inner=512, num_hidden_layers=4, num_layers=4, n_layer=4,
+    n_layers=4, num_attention_heads=4, n_head=4, n_heads=4, num_key_value_heads=2, head_dim=64,
+    pad_token_id=0, bos_token_id=1, eos_token_id=1,
+)  # fmt: skip
+"""Sizes of the copy on which a family is tried, by the names that families have for them."""
 STATES = 14
 """States of the stream's width that a block holds per token for the backward pass, about."""
 
@@ -99,13 +109,37 @@ def shape(config) -> Shape:
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-    except ValueError as error:  # it lists all types that it knows
-        raise ModelError(f"model type '{config.model_type}' is no decoder that transformers runs "
-                         "by itself; ece edits dense decoders") from error  # fmt: skip
+    except Exception as error:  # of any kind: an unknown type, sizes that do not fit
+        why = str(error).splitlines()[0][:160]
+        raise ModelError(f"model type '{config.model_type}' cannot be built as a decoder ({why}); "
+                         "ece edits dense decoders") from error  # fmt: skip
     every, site = blocks(model), sites(model, (0,))[0]
     head = model.get_output_embeddings().weight.numel()
     sizes = (_size(model), _size(every[0]), head, len(every))
     return Shape(*sizes, *site.weight.shape)
+
+
+def tried(config) -> tuple[float | None, str]:
+    """Try the family on a small copy with random weights.
+
+    Returns what the stream gets of an MLP (`ece.hooks.gain`; 1.0 if not known), and a sentence.
+    """
+    small = deepcopy(config)
+    for name, size in SMALL.items():
+        with suppress(AttributeError):  # some names cannot be set
+            if isinstance(getattr(small, name, None), int):
+                setattr(small, name, size)
+    with suppress(AttributeError, TypeError):  # most families have none
+        small.layer_types = small.layer_types[: SMALL["n_layer"]]
+    try:
+        model = AutoModelForCausalLM.from_config(small).eval().requires_grad_(False)
+    except Exception as error:  # a family's own code, at sizes that are not its own
+        return 1.0, f"A small copy could not be made to try the family ({type(error).__name__})."
+    try:
+        check(model)
+    except ModelError as error:
+        return 1.0, f"ece would not edit this model; a small copy was refused: {error}."
+    return gain(model, 0), "A small copy with random weights was served."
 
 
 def _size(module: nn.Module) -> int:
@@ -154,11 +188,14 @@ def plan(options: Options, config: PretrainedConfig | None = None) -> dict:
     Blocks are spread evenly over devices, and with them the edit layers; a pass or a solve happens
     on one device at a time.
     """
-    model = shape(config or _configuration(options.model))
+    config = config or _configuration(options.model)
+    model, (factor, family) = shape(config), tried(config)
     layers = options.layers or _layers(options.model, model.depth)
-    if not 0 <= layers[0] <= layers[-1] < model.depth - 1:
-        raise ConfigError(f"setting 'layers' is {layers}; the model has {model.depth} blocks, and "
-                          "a value needs one above it")  # fmt: skip
+    if factor is None and not options.layers:  # no residual can be spread behind a norm
+        layers = layers[-1:]
+    if not 0 <= layers[0] <= layers[-1] < model.depth - 1 or layers != tuple(sorted({*layers})):
+        raise ConfigError(f"setting 'layers' is {shown(layers)}; the model has {model.depth} "
+                          "blocks: name some in order, with one above them")  # fmt: skip
     parts, fits = memory(model, layers, options), {}
     for count in options.gpus:
         here = -(-len(layers) // min(count, len(layers))) / len(layers)
@@ -166,7 +203,7 @@ def plan(options: Options, config: PretrainedConfig | None = None) -> dict:
         fits[count] = (most + max(parts["descent"] / count, parts["solve"])) / 1e9
     work = [{**asdict(stage), "seconds": _seconds(stage, options)}
             for stage in stages(model, layers, options)]  # fmt: skip
-    return {"model": options.model, "shape": asdict(model), "layers": list(layers),
+    return {"model": options.model, "family": family, "shape": asdict(model), "layers": [*layers],
             "bytes": parts, "fullest": fits, "stages": work}  # fmt: skip
 
 
@@ -182,16 +219,15 @@ def _configuration(name: str):
     try:
         found = json.loads(read_text(Path(name), "a model's config.json"))
         return AutoConfig.for_model(found.pop("model_type"), **found)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, EditError):
-            raise
+    except EditError:
+        raise
+    except Exception as error:  # transformers checks sizes in ways of its own
         raise ModelError(f"{name} is no configuration of a model ({error!r}); name the config.json "
                          "of one that transformers knows") from error  # fmt: skip
 
 
 def _layers(name: str, depth: int) -> tuple[int, ...]:
-    known = presets.known(name)
-    return presets.configure(name, "ece-rs", depth=None if known else depth).layers
+    return presets.configure(name, "ece-rs", depth).layers
 
 
 def main(options: Options) -> None:
@@ -212,7 +248,7 @@ def _table(found: dict, options: Options) -> str:
     fits = pd.DataFrame(rows, ["the fullest holds, GB", "fits"]).T
     batch = times.iloc[1:].sum()
     return "\n".join((
-        head, "Computed from the model's shape, not measured.", "",
+        head, found["family"], "Computed from the model's shape, not measured.", "",
         "memory, GB", parts.to_string(float_format="{:.2f}".format), "",
         fits.to_string(float_format="{:.1f}".format), "",
         f"seconds at {options.teraflops:g} TFLOP/s, in float64 {options.teraflops64:g}",

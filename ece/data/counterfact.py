@@ -13,7 +13,7 @@ def facts_from_counterfact(records, source: str = "records", skip_bad: bool = Fa
 
 
 def _fact(record, place: int) -> Fact:
-    prompt = text(record, "requested_rewrite", "prompt")
+    at, prompt = ("requested_rewrite", "relation_id"), text(record, "requested_rewrite", "prompt")
     if prompt.count("{}") != 1:
         reason = f"{prompt!r} has '{{}}' {prompt.count('{}')} times"
         raise BadRecord("requested_rewrite.prompt", reason, "put it once, where the subject goes")
@@ -27,7 +27,7 @@ def _fact(record, place: int) -> Fact:
         subject=text(record, "requested_rewrite", "subject"),
         target=target,
         true=true,
-        relation=text(record, "requested_rewrite", "relation_id"),
+        relation=text(record, *at) if "relation_id" in record[at[0]] else "",
         id=number(record, "case_id", place),
         paraphrases=texts(record, "paraphrase_prompts"),
         neighbours=texts(record, "neighborhood_prompts"),

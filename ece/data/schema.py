@@ -2,16 +2,13 @@
 
 import hashlib
 import json
-import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ece.errors import DataError
-
-SURROGATE = re.compile("[\ud800-\udfff]")
-"""Half of a pair, which JSON can spell and no tokenizer can read."""
+from ece.facts import is_broken
 
 
 @dataclass(eq=False)
@@ -48,7 +45,7 @@ def text(record, *keys: str | int, empty: bool = False) -> str:
     found, field = value(record, *keys), ".".join(map(str, keys))
     if not isinstance(found, str) or not (empty or found.strip()):
         raise BadRecord(field, f"{found!r:.80} is no text", "give a text that is not empty")
-    if SURROGATE.search(found):
+    if is_broken(found):
         raise BadRecord(
             field, f"{found!r:.80} holds half of a surrogate pair", "give valid Unicode"
         )

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from ece.data.schema import SURROGATE, read_text
+from ece.data.schema import read_text
 from ece.errors import DataError
-from ece.facts import Fact
+from ece.facts import Fact, is_broken
 
 NEEDED, MORE = ("prompt", "subject", "target"), ("true", "relation", "paraphrases", "neighbours")
 SEVERAL = " | "
@@ -28,7 +28,7 @@ def facts_from_table(path: str | Path) -> list[Fact]:
                         f"{', '.join(NEEDED)}") from error  # fmt: skip
     if missing := [name for name in NEEDED if name not in table]:
         raise DataError(f"{path}: has no column '{missing[0]}'; its first line should name "
-                        f"{', '.join(NEEDED)}")  # fmt: skip
+                        f"{', '.join(NEEDED)}, with commas between them")  # fmt: skip
     if strange := [name for name in table if name not in NEEDED + MORE]:
         raise DataError(f"{path}: column '{strange[0]}' is not known; known: "
                         f"{', '.join(NEEDED + MORE)}")  # fmt: skip
@@ -44,7 +44,7 @@ def _fact(path: str | Path, number: int, row: dict[str, str]) -> Fact:
     """Make the fact of one row."""
     texts = {name: text.strip() for name, text in row.items()}
     for name, text in texts.items():
-        if SURROGATE.search(text) or (name in NEEDED and not text):
+        if is_broken(text) or (name in NEEDED and not text):
             raise DataError(f"{path}, row {number}, column '{name}': {text!r} is no text; "
                             "give one that is not empty")  # fmt: skip
     if texts["prompt"].count("{}") != 1:
@@ -57,6 +57,9 @@ def _fact(path: str | Path, number: int, row: dict[str, str]) -> Fact:
     if texts.get("neighbours") and not texts.get("true"):
         raise DataError(f"{path}, row {number}: 'neighbours' needs 'true', the answer that they "
                         "should go on to get")  # fmt: skip
+    if texts["target"] == texts.get("true"):
+        raise DataError(f"{path}, row {number}: 'target' and 'true' are both {texts['true']!r}; "
+                        "give the new answer and the old one")  # fmt: skip
     lists = {name: tuple(filter(None, map(str.strip, texts.get(name, "").split(SEVERAL))))
              for name in MORE[2:]}  # fmt: skip
     return Fact(**(texts | lists), id=number)

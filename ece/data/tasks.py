@@ -66,7 +66,7 @@ def load_items(
         records = hub_records(task) if path == "hub" else read_records(path)
     items = convert(partial(_item, task, compat), records, source, skip_bad=False)
     random.Random(seed).shuffle(items)
-    if n is not None and not 1 <= n <= len(items):
+    if n is not None and (type(n) is not int or not 1 <= n <= len(items)):
         raise DataError(f"{n} items of {task} were requested of {source}, which has {len(items)}; "
                         f"choose 1 to {len(items)}")  # fmt: skip
     return items[:n]

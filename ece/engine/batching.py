@@ -42,7 +42,7 @@ class _Lifted:
     rows: Int[Tensor, " row"]
     """Which rows these are."""
     upper: Upper
-    """They, ready to run on."""
+    """The run of these rows above the layer."""
     keys: Float[Tensor, "row ff"]
     """Keys at the layer, at the subjects' last tokens."""
 

@@ -203,13 +203,13 @@ class Passed:
     """A walk behind an edit layer, with what it takes to correct it once the layer is written."""
 
     walk: Walk
-    """At the door of the next block, by the weights as they were."""
+    """States entering the next block, by the weights as they were."""
     heads: Float[Tensor, "head before ff"] | None
     """The layer's keys at the beginnings' tokens (None: there are none)."""
     parts: list[Float[Tensor, "_ _ ff"]]
     """And at the parts' tokens."""
     before: Walk
-    """At the layer's own door."""
+    """States entering the layer's own block."""
     gain: float | None
     """What the stream gets of the layer's down-projection (`ece.hooks.gain`)."""
 

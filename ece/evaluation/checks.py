@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from ece.errors import DataError, FactError
-from ece.evaluation.teacher_forcing import context_length
-from ece.facts import Fact, encode_all, target_ids
+from ece.facts import Fact, encode_all, is_broken, target_ids
+from ece.model import room
 
 
 def check_lengths(model, tokenizer, facts: Sequence[Fact]) -> None:
@@ -13,13 +13,13 @@ def check_lengths(model, tokenizer, facts: Sequence[Fact]) -> None:
     Raises `FactError` that names the fact and the field. Prefixes of the edit prompt count in
     `ece.checks.validate`; every other prompt counts here alone.
     """
-    limit = context_length(model)
+    limit = room(model)
     for fact in facts:
         prompts = [("prompt", fact.text)]
         for field in ("paraphrases", "neighbours", "generation"):
             prompts += [(field, text) for text in getattr(fact, field)]
         for field, text in [("target", fact.target), ("true", fact.true), *prompts]:
-            if any("\ud800" <= letter <= "\udfff" for letter in text):
+            if is_broken(text):
                 reason = f"{text!r} holds half of a surrogate pair"
                 raise FactError(fact.id, field, reason, "give valid Unicode")
         # An answer's last token is predicted, not read.
@@ -29,7 +29,7 @@ def check_lengths(model, tokenizer, facts: Sequence[Fact]) -> None:
             size = len(ids) + (0 if field == "generation" else answer)
             if not ids:
                 raise FactError(fact.id, field, f"{text!r} has no tokens", "give visible text")
-            if limit is not None and size > limit:
+            if size > limit:
                 reason = f"{text!r} takes {size} tokens with its answer, the model reads {limit}"
                 raise FactError(fact.id, field, reason, "shorten it or leave this fact out")
 

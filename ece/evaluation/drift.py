@@ -1,7 +1,7 @@
 """Measure how far a model has moved on text that no edit is about: KL divergence, perplexity.
 
 A rate over neighbours changes only where an answer does; the divergence of the next-token
-distribution from the unedited model's feels changes long before.
+distribution from that of the unedited model shows a change long before.
 """
 
 from collections.abc import Iterable, Sequence

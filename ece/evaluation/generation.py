@@ -10,8 +10,8 @@ from transformers import GenerationConfig, GenerationMixin
 from ece.engine.grouping import by_length
 from ece.errors import DataError
 from ece.evaluation.checks import check_texts
-from ece.evaluation.teacher_forcing import context_length
 from ece.facts import decode, encode, pad
+from ece.model import room
 
 ROWS, READ = 64, 4096
 """Prompts continued in one pass, and the tokens, padding included, of one pass of answers."""
@@ -27,18 +27,20 @@ def generate(
     Each next token is drawn among the `top_k` likeliest, as in the published evaluation, by draws
     of `seed` alone; nothing of the checkpoint's own sampling takes part.
     """
+    if min(tokens, top_k) < 1 or not 0 <= seed < 2**63:
+        raise DataError(f"tokens is {tokens}, top_k {top_k}, seed {seed}; give positive numbers")
     rows, limit, device = _encoded(model, tokenizer, prompts)
-    room = tokens if limit is None else min(tokens, limit)
+    end = min(tokens, limit)
     texts: list[str] = [""] * len(rows)
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices), plain_sampling(model):
         torch.manual_seed(seed)
         for chunk in _chunks(rows):
             ids = pad([rows[i] for i in chunk])[0].to(device)
-            if ids.shape[1] < room:
+            if ids.shape[1] < end:
                 ids = model.generate(
                     ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=top_k,
-                    max_length=room, min_length=room, pad_token_id=0,
+                    max_length=end, min_length=end, pad_token_id=0,
                 )  # fmt: skip
             for i, row in zip(chunk, ids.tolist(), strict=True):
                 texts[i] = decode(tokenizer, row)
@@ -51,6 +53,8 @@ def answer(model: nn.Module, tokenizer, prompts: Sequence[str], tokens: int = 20
 
     That is the end-of-sequence token, or a line break after the first word. Gives new text alone.
     """
+    if tokens < 1:
+        raise DataError(f"tokens is {tokens}; give a positive number")
     rows, _, device = _encoded(model, tokenizer, prompts, tokens)
     stop = tokenizer.eos_token_id
     texts: list[str] = [""] * len(rows)
@@ -90,10 +94,10 @@ def plain_sampling(model: nn.Module) -> Iterator[None]:
 def _encoded(model, tokenizer, prompts: Sequence[str], more: int = 0):
     """Encode prompts that leave room for `more` tokens; returns rows, context and device."""
     check_texts("prompts", prompts)
-    limit, device = context_length(model), model.get_input_embeddings().weight.device
+    limit, device = room(model), model.get_input_embeddings().weight.device
     rows = [encode(tokenizer, prompt) for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
-        if not row or (limit is not None and len(row) + more > limit):
+        if not row or len(row) + more > limit:
             raise DataError(f"prompt {prompt!r} has {len(row)} tokens and gets {more} more; the "
                             f"model reads 1 to {limit}: shorten it")  # fmt: skip
     return rows, limit, device

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from ece.errors import ConfigError, check_mode
+from ece.errors import ConfigError, DataError, check_mode
 from ece.evaluation.checks import check_texts
 from ece.evaluation.teacher_forcing import AnswerScores, score_answers
 from ece.evaluation.zsre_compat import score_published
@@ -146,6 +146,8 @@ def evaluate(
     and rightly so; specificity is then also given without such neighbours.
     """
     check_mode(model)
+    if not isinstance(facts, list | tuple) or not all(isinstance(f, Fact) for f in facts):
+        raise DataError(f"facts are {facts!r:.60}; give a list of ece.Fact")
     numbered = [(i, question) for i, fact in enumerate(facts) for question in questions(fact)]
     pairs = [(q, q.wanted) for _, q in numbered] + [(q, q.other) for _, q in numbered if q.other]
     if compat:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from ece.engine.grouping import by_length
 from ece.errors import DataError
 from ece.facts import encode, pad, target_ids
+from ece.model import room
 
 
 class AnswerScores(NamedTuple):
@@ -46,6 +47,8 @@ def score_answers(
     pairs: (prompt, answer) texts; an answer is preceded by a space, its tokens are forced.
     batch_tokens: bound on rows * tokens of a forward pass; a longer single row runs alone.
     """
+    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise DataError("pairs are not all (prompt, answer); give a list of such tuples")
     unique = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
     prompts = {prompt: encode(tokenizer, prompt) for prompt, _ in unique}
     answers = {answer: target_ids(tokenizer, answer) for _, answer in unique}
@@ -80,18 +83,13 @@ def score_rows(
     return AnswerScores(nll, accuracy == 1, accuracy, predictions)
 
 
-def context_length(model) -> int | None:
-    """Look up how many tokens the model reads; None if its configuration does not say."""
-    return getattr(model.config, "max_position_embeddings", None)
-
-
 def _check_rows(model, names, rows: Sequence[AnswerRow]) -> None:
-    limit = context_length(model)
+    limit = room(model)
     for (prompt, answer), row in zip(names, rows, strict=True):
         where = f"prompt {prompt!r} with answer {answer!r}"
         if row.first < 0 or not row.answer:
             raise DataError(f"{where}: one of them has no tokens; give visible text")
-        if limit is not None and len(row.ids) > limit:
+        if len(row.ids) > limit:
             raise DataError(f"{where} has {len(row.ids)} tokens, and the model reads {limit}; "
                             "shorten the prompt or leave this fact out")  # fmt: skip
 

@@ -21,16 +21,17 @@ from pathlib import Path
 import pandas as pd
 import torch
 from safetensors import SafetensorError
+from torch import distributed
 from tqdm import tqdm
 
 from ece.atlas import command as atlas
 from ece.bench import cli as bench
 from ece.bench import plan
-from ece.errors import EditError, checked
+from ece.errors import ConfigError, EditError, checked
 from ece.evaluation.metrics import KINDS
 from ece.experiments import edit, grid, tune
 from ece.experiments.flags import flags_of, parse, read_options
-from ece.experiments.inputs import check_writable
+from ece.experiments.inputs import check_file
 from ece.experiments.results import TIMES, ResultError, collect, read_record, write_record
 from ece.experiments.runner import run
 from ece.experiments.spec import Settings
@@ -81,6 +82,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if wanted else 2
     try:
         kind, call = COMMANDS[name]
+        if distributed.is_torchelastic_launched() and name != "edit":
+            raise ConfigError(f"ece {name} runs in one process; by torchrun only ece edit does")
         given = words if call in (_run, tune.main) else read_options(kind, words, f"ece {name}")
         code = call(given) or 0
         sys.stdout.flush()
@@ -93,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, OSError) and error.filename is None:
             text = f"standard output: {text}; send it to a place with room"
             sys.stdout = open(os.devnull, "w")  # what it still holds can go nowhere
-        text = f"ece {name}: error: {_named_flag(text)}\n"
+        text = f"ece {name}: error: {_named_flag(text, kind if call is _edit else None)}\n"
         sys.stderr.write(text.encode(errors="backslashreplace").decode())
         return 2
 
@@ -147,19 +150,18 @@ COMMANDS: dict[str, tuple] = {
 
 def _check_out(path: Path, settings: Settings) -> None:
     """Refuse a file that cannot be written, or that holds the result of other settings."""
-    check_writable(path.parent)
-    if path.is_dir():
-        raise ResultError(f"{path} is a folder; name a file")
+    check_file(path)
     if path.exists():
         found, wanted = read_record(path)["provenance"]["identity"], settings.identity()
         if {**found, "sources": None} != {**wanted, "sources": None}:
             raise ResultError(f"{path} holds the result of other settings; name another file")
 
 
-def _named_flag(message: str) -> str:
-    """Put the flag in front of a message about a setting."""
+def _named_flag(message: str, kind: type | None) -> str:
+    """Put the flag in front of a message about a setting, if `kind` (None: any) has one for it."""
     found = re.match(r"setting '(\w+)'", message)
-    return f"argument --{found[1].replace('_', '-')}: {message}" if found else message
+    has = found and (kind is None or found[1] in {own.name for own in fields(kind)})
+    return f"argument --{found[1].replace('_', '-')}: {message}" if has else message
 
 
 @contextmanager

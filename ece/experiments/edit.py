@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal, get_type_hints
 
@@ -16,10 +16,12 @@ from tyro.conf import Positional
 from ece import Config, Fact, Strategy, edit_sequence, engine, load
 from ece.baselines import STRATEGIES
 from ece.checks import validate
+from ece.data.counterfact import facts_from_counterfact
+from ece.data.schema import read_records
 from ece.data.table import facts_from_table
 from ece.data.texts import PYTHON_DOCS
 from ece.engine.parallel import Processes, Together
-from ece.errors import ConfigError, EditError, checked
+from ece.errors import ConfigError, EditError, checked, shown
 from ece.evaluation.generation import answer
 from ece.evaluation.metrics import KINDS, evaluate
 from ece.experiments.flags import reader_of
@@ -27,7 +29,9 @@ from ece.experiments.inputs import check_writable, statistics
 from ece.experiments.spec import Count, Dtype, Settings
 from ece.fingerprint import fingerprint
 from ece.loading.sharding import save_model
+from ece.presets import preset_of
 from ece.sequence import split
+from ece.state import new_state
 from ece.storage import Folder, run_sequence, save_adapter, snapshot
 from ece.storage.edits import EditSet, edits_since, load_edits, save_edits, standing, toggle
 from ece.storage.folder import Shared
@@ -42,12 +46,13 @@ class Options:
 
     file: Positional[str] = "facts.csv"
     """CSV table with the columns prompt (with {} for the subject), subject and target; where they
-    are known also true, relation, paraphrases and neighbours."""
+    are known also true, relation, paraphrases and neighbours. Or a .json file of records in
+    CounterFact's schema."""
     model: str = "smollm2-135m"
     """Embedded model, hub name, folder or GGUF file."""
     method: str = "ece-plus"
-    """ECE with one of its scorers (ece-as, ece-wi, ece-rs), ece-plus, memit-history, memit, rome,
-    alphaedit, blue or rect."""
+    """The paper's ECE with one of its scorers (ece-as, ece-wi, ece-rs); ece-plus, this book's own
+    setting of it; or memit-history, memit, rome, alphaedit, blue, rect."""
     batch: Count = 100
     """Facts written at once."""
     device: str | None = None
@@ -108,7 +113,9 @@ def numbers(method: str, text: str) -> dict:
     kinds |= get_type_hints(type(STRATEGIES.get(method, Strategy())), include_extras=True)
     found = {}
     for word in text.split():
-        name, _, value = word.partition("=")
+        name, sign, value = word.partition("=")
+        if not sign:
+            raise ConfigError(f"setting 'set' has {word!r}; write name=value, and lists as 4,5,6")
         try:
             found[name] = reader_of(kinds[name])[1](value) if name in kinds else value
         except ValueError as error:
@@ -116,16 +123,37 @@ def numbers(method: str, text: str) -> dict:
     return found
 
 
+def read_facts(path: str) -> list[Fact]:
+    """Read facts from a CSV table, or from records of CounterFact's schema (.json)."""
+    if path.endswith(".json"):
+        return facts_from_counterfact(read_records(path), path, False)
+    return facts_from_table(path)
+
+
 def check_out(options: Options) -> None:
-    """Refuse places that cannot be written, or hold what would be lost."""
+    """Refuse places that cannot be written, hold what would be lost, or do not go together."""
     out = Path(options.out)
     if out.exists() and not out.is_file() or not out.name:
         raise ConfigError(f"setting 'out' is {options.out!r}, which is no file; name a file")
     if out.exists() and (not options.force or out.samefile(options.file)):
         raise ConfigError(f"setting 'out' is {options.out!r}, which is there already; name another "
                           "file, or replace edits by --force")  # fmt: skip
-    for path in filter(None, (out.parent, options.adapter, options.save)):
-        check_writable(path)
+    if options.sharding and options.adapter:
+        raise ConfigError("settings 'sharding' and 'adapter' are both given; write the edits, and "
+                          "the adapter from them in one process")  # fmt: skip
+    for name in ("adapter", "save"):
+        check_new(name, getattr(options, name), options.force)
+    check_writable(out.parent)
+
+
+def check_new(name: str, folder: str | None, force: bool = False) -> None:
+    """Refuse a folder that holds something already, unless that is to be replaced."""
+    if folder is None:
+        return
+    check_writable(folder)
+    if not force and any(Path(folder).iterdir()):
+        raise ConfigError(f"setting '{name}' is {folder!r}, which holds files already; name a new "
+                          "folder, or remove what is there")  # fmt: skip
 
 
 @contextmanager
@@ -146,14 +174,12 @@ def main(options: Options, progress: Callable, crew: Processes | None = None) ->
 
     Processes that work together each have a device of their own; the first one saves and prints.
     """
-    facts = facts_from_table(options.file)
+    facts = read_facts(options.file)
     settings = options.settings(len(facts))
     check_out(options)
-    if options.sharding and options.adapter:
-        raise ConfigError("settings 'sharding' and 'adapter' are both given; write the edits, and "
-                          "the adapter from them in one process")  # fmt: skip
     model, tokenizer = _loaded(options, crew)
-    config, strategy = settings.configure(), settings.strategy()
+    config, strategy = settings.fitted(model), settings.strategy()
+    new_state(model, tokenizer, config, strategy)  # refuses what it would after the statistics
     for part in split(facts, strategy.batch or settings.batch):
         validate(part, tokenizer, model)  # before the second moments, which take long
     mark = fingerprint(model)
@@ -168,7 +194,7 @@ def main(options: Options, progress: Callable, crew: Processes | None = None) ->
         with Folder(options.work) if crew is None else Shared(options.work, crew) as folder:
             run_sequence(*given, folder, **more)
     new = _measured(model, tokenizer, facts)
-    about = _about(options, settings, facts, old, new)
+    about = _about(options, settings, config, facts, old, new)
     edits = edits_since(before, model, facts, about)
     if crew is not None:
         crew.agree("the edited weights", edits.edited)
@@ -183,11 +209,12 @@ def main(options: Options, progress: Callable, crew: Processes | None = None) ->
     _finish(options, model, tokenizer, edits, about, answers)
 
 
-def _about(options: Options, settings: Settings, facts: list[Fact], old: dict, new: dict) -> dict:
+def _about(options, settings: Settings, config: Config, facts: list[Fact], old, new) -> dict:
     """Gather what is to be known of the edits; a fact is not taken where an answer is likelier."""
     missed = [fact.id for fact, share in zip(facts, new["taken"], strict=True) if share < 1]
     return {"model": settings.short, "method": options.method, "batch": settings.batch,
-            "dtype": options.dtype, "before": old["rates"], "after": new["rates"],
+            "dtype": options.dtype, "preset": preset_of(settings.preset or settings.model),
+            "config": asdict(config), "before": old["rates"], "after": new["rates"],
             "not_taken": missed}  # fmt: skip
 
 
@@ -204,7 +231,7 @@ def _loaded(options: Options, crew: Processes | None) -> tuple:
 def _finish(options: Options, model, tokenizer, edits: EditSet, about: dict, answers: dict) -> None:
     """Write the other files and say what was done."""
     record = {**about, "facts": len(edits.facts), "neurons": edits.neurons, "bytes": edits.bytes}
-    if options.adapter is not None:
+    if options.adapter is not None and edits.neurons:
         record["adapter_error"] = save_adapter(options.adapter, model, edits)
     if options.save is not None:
         tokenizer.save_pretrained(options.save)
@@ -232,18 +259,27 @@ def _table(options: Options, facts: list[Fact], record: dict, answers: dict) -> 
     wide = {"float_format": "{:.1f}".format, "na_rep": "-"}
     parts = [texts.to_string(index=False, justify="left"), "",
              "right answer the likeliest, in percent:", rates.dropna().astype(float)
-             .to_string(**wide), "", f"{options.out}: {size}"]  # fmt: skip
+             .to_string(**wide), "", _settings(record), f"{options.out}: {size}"]  # fmt: skip
     if len(facts) > SHOWN:
         parts.insert(1, f"(the first {SHOWN} of {len(facts)} facts)")
     if missed := record["not_taken"]:
+        lr, steps = record["config"]["lr"], record["config"]["steps"]
         rows = ", ".join(map(str, missed[:SHOWN])) + ", ..." * (len(missed) > SHOWN)
         parts.append(f"not the likeliest answer yet in {len(missed)} of {len(facts)} rows: {rows}; "
-                     'try --set "lr=1.4 steps=50", or other layers')  # fmt: skip
+                     f'try --set "lr={2 * lr:g} steps={2 * steps}", or other layers')  # fmt: skip
     if "adapter_error" in record:
         parts.append(f"{options.adapter}: adapter, relative error {record['adapter_error']:.1e}")
     if options.save is not None:
         parts.append(f"{options.save}: the edited model")
     return "\n".join(parts) + "\n"
+
+
+def _settings(record: dict) -> str:
+    """Say by which settings the edits were made."""
+    config, preset = record["config"], record["preset"]
+    where = f"preset {preset}" if preset else "suggested by the model's depth (see ece tune)"
+    numbers = ", ".join(f"{n} {shown(config[n])}" for n in ("layers", "lam", "lr", "steps"))
+    return f"{record['method']}, {where}: {numbers}"
 
 
 @checked
@@ -253,7 +289,7 @@ class Listing:
     files: Positional[tuple[str, ...]] = ("edits.safetensors",)
     """Files that `ece edit` wrote, as a.safetensors,b.safetensors."""
     model: str | None = None
-    """Model to compare, which each of the files finds "unedited", "edited", or "neither"."""
+    """Model to check: of each file it is "unedited", "edited" or "neither"."""
     toggle: bool = False
     """Apply the edits to the model, or take them back from it, the files in the order given."""
     save: str | None = None
@@ -262,23 +298,26 @@ class Listing:
 
 def listing(options: Listing) -> None:
     """Print one line per file; with `toggle`, apply them or take them back, and save the model."""
-    if options.toggle and not (options.model and options.save):
-        raise ConfigError("setting 'toggle' needs 'model' and 'save': the model that the edits are "
-                          "for, and a folder for what it becomes")  # fmt: skip
-    sets = {path: load_edits(path) for path in options.files}
-    dtypes = {edits.about.get("dtype", "float32") for edits in sets.values()}
+    if (options.toggle or options.save) and not (options.toggle and options.model and options.save):
+        raise ConfigError("settings 'toggle', 'model' and 'save' go together: the model that the "
+                          "edits are for, and a folder for what it becomes")  # fmt: skip
+    sets = [(path, load_edits(path)) for path in options.files]
+    dtypes = {edits.about.get("dtype", "float32") for _, edits in sets}
     if options.model and len(dtypes) > 1:
         raise ConfigError(f"these edits are of models in {' and '.join(sorted(dtypes))}; name "
                           "files of one number format")  # fmt: skip
     model = tokenizer = None
     if options.model:
         if options.toggle:
-            check_writable(options.save)
+            check_new("save", options.save)
         model, tokenizer = load(options.model, None, getattr(torch, *dtypes))
     rows = []
-    for path, edits in sets.items():
+    for path, edits in sets:
         if options.toggle:
-            toggle(model, edits)
+            try:
+                toggle(model, edits)
+            except EditError as error:
+                raise EditError(f"{path}: {error}") from error
         rows.append(_row(path, edits, model))  # at once: later edits may lie on top of these
     if options.toggle:
         save_model(model, options.save)

@@ -135,6 +135,9 @@ def _table(entry) -> Table:
         raise ConfigError(f"it is {entry!r}; write settings under [name]")
     names = {own.name for own in fields(Table)}
     single = {name: value for name, value in entry.items() if name not in names}
+    if strange := {"config", "single"} & {*entry}:
+        raise ConfigError(f"it has '{min(strange)}', which is no setting; write its own beside the "
+                          "others")  # fmt: skip
     return Table(**{n: v for n, v in entry.items() if n in names}, single=single)
 
 

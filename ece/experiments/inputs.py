@@ -68,8 +68,9 @@ def facts(settings: Settings, data: str | Path | None, count: int | None = None)
         return found
     found = [fact for fact in found if (fact.id % TENTH == 0) == (settings.part == "tune")]
     if count is not None and count > len(found):
+        share = "every tenth by its id" if settings.part == "tune" else "all but every tenth"
         raise ConfigError(f"setting 'facts' is {count}; the part to {settings.part} has "
-                          f"{len(found)} facts")  # fmt: skip
+                          f"{len(found)} facts, {share}; choose fewer")  # fmt: skip
     return found[:count]
 
 
@@ -159,3 +160,10 @@ def check_writable(folder: str | Path) -> None:
         raise ConfigError(
             f"{folder}: {error.strerror}; name a folder that can be written"
         ) from error
+
+
+def check_file(path: str | Path) -> None:
+    """Refuse what is there and no file, and a file in a folder that cannot be written."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise ConfigError(f"{path} is no file; name a file")
+    check_writable(Path(path).parent)

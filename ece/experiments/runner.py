@@ -167,7 +167,7 @@ class Runner:
     def _editor(self) -> Session:
         """Set up one of the editor's methods."""
         model, tokenizer, batch = self.model, self.tokenizer, self.settings.batch
-        config, strategy = self.settings.configure(), self.settings.strategy()
+        config, strategy = self.settings.fitted(model), self.settings.strategy()
         if self.settings.adaptive:
             found = (config.scorer, self.settings.adaptive)
             config = replace(config, layers=chosen_layers(model, tokenizer, self.facts, *found))
@@ -210,7 +210,7 @@ class Runner:
                 on_written(number)
 
             more = (on_batch, self.folder, self.progress)
-            records = sequence(baseline, task, self.facts, settings.batch, *more).records
+            records = sequence(baseline, task, self.facts, settings.batch, *more)
             return baseline_record(records), Counter(edit=sum(r.seconds for r in records))
 
         def view(count: int) -> AbstractContextManager[nn.Module]:

@@ -93,6 +93,8 @@ def edit_record(reports: list[Report]) -> dict:
         "clusters": np.mean([len(report.anchors) for report in reports]).item(),
         "steps": np.mean([step for report in reports for step in report.steps]).item(),
         "shared_steps": sum(sum(report.shared_steps) for report in reports),
+        "rounding": max(lost for report in reports for lost in report.rounding.values()),
+        "jitter": max(part for report in reports for part in report.jitter.values()),
         "held_before": sum(sum(report.held) for report in reports),
     }
 

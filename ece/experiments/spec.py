@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shlex
-from dataclasses import asdict, field, fields
+from dataclasses import asdict, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +13,7 @@ from pydantic import Field
 from ece import Strategy, presets
 from ece.atlas.records import SCHEMAS
 from ece.baselines import STRATEGIES
+from ece.config import Config
 from ece.data import world
 from ece.data.downloads import cache
 from ece.data.loading import MEASURE, PUBLIC
@@ -23,7 +24,7 @@ from ece.errors import ConfigError, checked
 from ece.experiments.flags import text_of, words
 from ece.experiments.order import Order
 from ece.experiments.results import SIX
-from ece.loading import configuration
+from ece.state import can_spread
 
 Also = Literal["abilities", "drift", "answers", "probes"]
 Dtype = Literal["float32", "float64", "float16", "bfloat16"]
@@ -160,17 +161,18 @@ class Settings:
     def _built(self) -> tuple[Any, Strategy | None]:
         """The method's numbers and its strategy: presets are read once."""
         name = (self.preset or self.model, self.method)
-        deep = {}
-        if not presets.known(name[0]):  # its settings go by its depth
-            deep = {"depth": configuration(self.model).get_text_config().num_hidden_layers}
         if not self.edits:
-            return presets.numbers(*name, **deep, **self.config), None
+            return presets.numbers(*name, **self.config), None
         follows = {own.name for own in fields(STRATEGIES[self.method])}
         parts = {n: v for n, v in self.config.items() if n in follows}
         own = {n: v for n, v in self.config.items() if n not in follows}
-        size = {**deep, "batch": self.batch} if deep else {}
-        config = presets.configure(*name, **size, **{"seed": self.seed, **own})
-        return config, presets.strategy(*name, **deep, **parts)
+        config = presets.configure(*name, batch=self.batch, **{"seed": self.seed, **own})
+        strategy = presets.strategy(*name, **parts)
+        plain = presets.configure(*name, batch=self.batch)
+        for mute in strategy.mute(config):
+            if own.get(mute, getattr(plain, mute)) != getattr(plain, mute):
+                _fail(mute, own[mute], f"{self.method} has no use for it here; leave it out")
+        return config, strategy
 
     @cached_property
     def world_checksum(self) -> str | None:
@@ -180,6 +182,16 @@ class Settings:
     def configure(self):
         """Build the method's numbers: preset of the model, method, own settings, seed."""
         return self._built[0]
+
+    def fitted(self, model) -> Config:
+        """Give the editor's numbers for a loaded model.
+
+        Of layers that were only suggested, the last remains where a norm follows the MLPs.
+        """
+        config, own = self.configure(), presets.preset_of(self.preset or self.model)
+        if own or "layers" in self.config or can_spread(model, config, self.strategy()):
+            return config
+        return replace(config, layers=config.layers[-1:])
 
     def strategy(self) -> Strategy | None:
         """Build the method's strategy; None for a baseline of its own."""

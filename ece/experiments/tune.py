@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ece import Config, Fact, Strategy, load, presets
 from ece.data.loading import records_file
-from ece.errors import ConfigError, SolveError, checked
+from ece.errors import ConfigError, ModelError, SolveError, checked
 from ece.evaluation.causal_tracing import swap
 from ece.evaluation.metrics import KINDS, known
 from ece.experiments.flags import flags_of, parse, text_of
@@ -51,14 +51,14 @@ def main(words: list[str]) -> None:
     """Search, and write the preset file; or print what would be tried."""
     start, options = _read(words)
     first = start.configure()
-    others = alternatives(first, start.strategy())
     if options.dry_run:
-        sys.stdout.write(_plan(start, others))
+        sys.stdout.write(_plan(start, alternatives(first, start.strategy())))
         return
     for folder in (Path(options.out).parent, options.work):
         check_writable(folder)
     _, _, sources = gather(start, None)  # refuses what the first run would refuse
-    mark, traced, note = _traced(start)
+    mark, first, traced, note = _traced(start)
+    others = alternatives(first, start.strategy())
     others["layers"] = [layers for layers in traced if layers != first.layers]
     found, work = [], Path(options.work) / source()
     with tqdm(total=1 + sum(map(len, others.values())), unit="run", disable=None) as bar:
@@ -156,17 +156,21 @@ def pairs_of(facts: list[Fact], tokenizer) -> list[tuple[Fact, Fact]]:
     return found[:: -(-len(found) // MOST) or 1]
 
 
-def _traced(settings: Settings) -> tuple[str, list[tuple[int, ...]], str]:
-    """Find the model's fingerprint and the layers by causal tracing, if any, and say how."""
+def _traced(settings: Settings) -> tuple[str, Config, list[tuple[int, ...]], str]:
+    """Find the fingerprint, the first settings, and layers by causal tracing, if any; say how."""
     model, tokenizer = load(settings.model, settings.device, getattr(torch, settings.dtype))
     drawn = facts(settings, records_file(settings.dataset, settings.data, settings.sha256))
     some = [fact for fact in drawn if fact.true][:STATED]
     pairs = pairs_of(known(model, tokenizer, some) if some else [], tokenizer)
-    mark, note = fingerprint(model), f"causal tracing, {len(pairs)} pairs that the model states"
+    mark, first = fingerprint(model), settings.fitted(model)
+    note = f"causal tracing, {len(pairs)} pairs that the model states"
     if len(pairs) < LEAST:
-        return mark, [], f"{note}: left out, {LEAST} are needed"
-    layers = window(swap(model, tokenizer, pairs), len(settings.configure().layers))
-    return mark, [layers], f"{note}: layers {text_of(layers)}"
+        return mark, first, [], f"{note}: left out, {LEAST} are needed"
+    try:
+        layers = window(swap(model, tokenizer, pairs), len(first.layers))
+    except ModelError as error:  # where a norm follows the MLPs
+        return mark, first, [], f"{note}: left out, {error}"
+    return mark, first, [layers], f"{note}: layers {text_of(layers)}"
 
 
 def _measured(settings: Settings, mark: str, work: Path) -> tuple[dict[str, float], str]:

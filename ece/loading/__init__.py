@@ -1,5 +1,6 @@
 """Load a model and its tokenizer, and check that the method sees the model rightly."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -32,11 +33,13 @@ def load(
 ):  # fmt: skip
     """Load `(model, tokenizer)` in evaluation mode, without gradients, in float32 by default.
 
-    `name` is an embedded model ("atlas-gpt2"), "smollm2-135m", a hub name, a folder or a GGUF
-    file. Only safetensors and GGUF are read, and no code of the checkpoint runs. `device="auto"`
-    spreads a big model over devices, `sharding` ("tp", "fsdp") over the processes of `torchrun`.
-    Raises `ModelError` for a model that cannot be had, is damaged, or is not served.
+    `name`: an embedded model ("atlas-gpt2"), "smollm2-135m", a hub name, a folder, a GGUF file.
+    Only safetensors and GGUF are read, and no code of the checkpoint runs. `device="auto"` spreads
+    a big model over devices, `sharding` ("tp", "fsdp") over the processes of `torchrun`. Raises
+    `ModelError` for a model that cannot be had, is damaged, or is not served.
     """
+    if not isinstance(name, str | PathLike):
+        raise ModelError(f"'name' is a {type(name).__name__}; give a name or a folder")
     where = {"device_map": "auto"} if device == "auto" else {}
     if sharding is not None:
         join(sharding, device)
@@ -57,20 +60,33 @@ def load(
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"model '{name}' cannot be loaded ({why}); name an embedded model, a whole checkpoint "
-            "folder, or a hub model within reach"
+            "folder that is there, or a hub model within reach"
         ) from error
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(f"model '{name}' lacks {len(missing)} tensors, {missing[0]} among them; "
-                         "get the checkpoint again")  # fmt: skip
+    _check_whole(name, info, model)
     if device is not None and device != "auto":
         model = model.to(device)
     check(model.eval().requires_grad_(False))
     return model if sharding is None else spread(model, sharding), tokenizer
 
 
+def _check_whole(name, info: dict, model: nn.Module) -> None:
+    """Refuse a checkpoint that lacks tensors, or has blocks that the configuration leaves out."""
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"model '{name}' lacks tensors, {missing[0]} among {len(missing)}; "
+                         "get the checkpoint again")  # fmt: skip
+    block = re.compile(rf"\b{structure(model).blocks}\.(\d+)\.")
+    for key in sorted(info["unexpected_keys"]):
+        if (found := block.search(key)) and int(found[1]) >= len(blocks(model)):
+            raise ModelError(f"model '{name}' has {len(blocks(model))} blocks by its configuration "
+                             f"and {key} beside them; get the checkpoint again")  # fmt: skip
+
+
 def _tokenizer(source, name):
     """Load a tokenizer; transformers makes an empty one where there are no files of it."""
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except ValueError:  # none of the kinds that transformers tries
+        tokenizer = ()
     if len(tokenizer) < 2:
         raise ModelError(f"model '{name}' has no tokenizer; put its tokenizer files there")
     return tokenizer
@@ -203,9 +219,12 @@ def widen(model: nn.Module, layers: tuple[int, ...], dtype: torch.dtype = torch.
     This removes the rounding of the written update (`Report.rounding`), not that of the run.
     """
     for site in sites(model, layers):
-        narrow = site.module.weight.dtype
+        if (narrow := site.module.weight.dtype) == dtype:
+            continue
         site.module.to(dtype)
-        site.module.register_forward_pre_hook(lambda module, given: (given[0].to(dtype),))
+        site.module.register_forward_pre_hook(
+            lambda module, given: (given[0].to(module.weight.dtype),)
+        )
         site.module.register_forward_hook(
             lambda module, given, output, narrow=narrow: output.to(narrow)
         )

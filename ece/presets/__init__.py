@@ -1,6 +1,7 @@
 """The numbers of every method on every model known: `methods.toml`, and one file per model.
 
-A preset is a file of numbers and nothing else. A model without one gets what `suggest` says.
+A preset is a file of numbers, and of more names that the model goes by (`also`). A model without
+one gets what `suggest` says for its depth.
 """
 
 import tomllib
@@ -11,6 +12,7 @@ from pathlib import Path
 from ece.baselines import BASELINES, STRATEGIES
 from ece.config import Config
 from ece.errors import ConfigError
+from ece.loading import configuration
 from ece.strategy import Strategy
 
 METHODS = (*STRATEGIES, *BASELINES)
@@ -40,18 +42,19 @@ def configure(
 ) -> Config:
     """Make the settings of `method` on a model; keyword `overrides` win.
 
-    model_name: a hub name counts by its last part ("EleutherAI/gpt-j-6b" is "gpt-j-6b"), and a
-    preset file by its path. depth: number of blocks, for a model that may have no preset; `batch`
-    is then part of what is suggested. Raises `ConfigError` with the known names.
+    model_name: as for `ece.load`, or the path of a preset file; a preset is found by the last part
+    ("EleutherAI/gpt-j-6b" is "gpt-j-6b"). Without one the settings are those that `suggest` gives
+    for `depth` (by default read from the model's configuration) and `batch`. Raises `ConfigError`,
+    or `ModelError` for a model without a preset that cannot be had.
     """
     _known("method", method, STRATEGIES)
     model = _model(model_name, depth, batch)
-    found = {**model["config"], **makes(method), **_own(model, method)}
+    plain = {**model["config"], **makes(method), **_own(model, method)}
     strange = sorted(set(overrides) - _names(Config))
     if strange:
         known = ", ".join(sorted(_names(Config)))
         raise ConfigError(f"'{strange[0]}' is no setting of the editor; known: {known}")
-    chosen = {**found, **overrides}
+    chosen = {**plain, **overrides}
     return Config(**{name: value for name, value in chosen.items() if name in _names(Config)})
 
 
@@ -92,9 +95,12 @@ def _own(model: dict, method: str) -> dict:
     return model.get("methods", {}).get(method, {})
 
 
-def known(model_name: str) -> bool:
-    """Tell whether a model has a preset, or the name is the path of one."""
-    return model_name.endswith(".toml") or _short(model_name) in models()
+def preset_of(model_name: str) -> str | None:
+    """Find a model's preset: its name, or the path that was given; None where there is none."""
+    short = str(model_name).rstrip("/").split("/")[-1].lower()
+    if short.endswith(".toml"):
+        return str(model_name)
+    return next((n for n in models() if short in (n, *_read(n).get("also", ()))), None)
 
 
 def check(path: str) -> None:
@@ -104,26 +110,24 @@ def check(path: str) -> None:
                           "`ece tune` writes it")  # fmt: skip
 
 
-def _short(model_name: str) -> str:
-    return model_name.rstrip("/").split("/")[-1].lower()
-
-
 def _model(model_name: str, depth: int | None, batch: int = 100) -> dict:
     """Read the preset of a model, or make one by `suggest`."""
-    if depth is not None and not known(model_name):
-        config = suggest(depth, batch)
-        last = {"layers": config["layers"][-1:]}
-        return {"config": config, "methods": dict.fromkeys(("rome", "ft-l", "ft-w", "ft-m"), last)}
-    if model_name.endswith(".toml"):
-        return _checked(Path(model_name))
-    _known("model", _short(model_name), models())
-    return _read(_short(model_name))
+    if name := preset_of(model_name):
+        return _checked(Path(name)) if name.endswith(".toml") else _read(name)
+    depth = depth or configuration(str(model_name)).get_text_config().num_hidden_layers
+    config = suggest(depth, batch)
+    last = {"layers": config["layers"][-1:]}
+    return {"config": config, "methods": dict.fromkeys(("rome", "ft-l", "ft-w", "ft-m"), last)}
 
 
 def _checked(path: Path) -> dict:
     """Read a preset file of somebody's own, and refuse what nobody would read in it."""
     found, both = _parsed(path), ("config", "methods")
     methods = found.get("methods", {})
+    inner = methods.values() if isinstance(methods, dict) else ()
+    if not all(isinstance(part, dict) for part in (found.get("config", {}), methods, *inner)):
+        raise ConfigError(f"{path}: 'config', 'methods' and each method are tables; write [config] "
+                          "and [methods.NAME]")  # fmt: skip
     tables = [("the file", found, both), ("[config]", found.get("config", {}), _names(Config)),
               ("[methods]", methods, METHODS)]  # fmt: skip
     for method in set(methods) & set(METHODS):

@@ -20,7 +20,7 @@ from torch import Tensor
 from ece.errors import StateError
 from ece.storage.files import explained, replacing
 
-REMEDY = "restore it from a copy, or remove it and start anew"
+REMEDY = "restore it from a copy, or name another place"
 
 
 def save(path: str | Path, kind: str, content: Any) -> None:

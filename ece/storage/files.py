@@ -28,6 +28,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Processes and threads have temporary files of their own. `StateError` where the disk is full
     or the folder cannot be written to; what was at `path` is then still there.
     """
+    if path.exists() and not path.is_file():
+        raise StateError(f"{path} is no file; name a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}.tmp")
     with explained(path, "written", "free some space, or name a folder that you may write to"):
         try:

@@ -21,6 +21,7 @@ def locked(path: str | Path, wait: bool = False) -> Iterator[None]:
     path, whole = Path(path), Path(path).is_dir()
     lock = FileLock(path / ".lock" if whole else path.with_name(f".{path.name}.lock"))
     with explained(path, "locked", "name a place that you may write to"):
+        Path(lock.lock_file).touch()  # filelock would try for ever where nobody may write
         try:
             lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
