@@ -93,7 +93,7 @@ def descend(
     weight = 1 / sizes[owner].float()
     total = hidden.new_zeros(len(sizes), hidden.shape[1]) if start is None else start.clone()
     length = norms.new_zeros(len(sizes)).index_add(0, owner, weight * norms)
-    limit, rate = config.clamp * length, rates(length, hidden.shape[1], config)
+    limit, rate = config.clamp * length, step_sizes(length, hidden.shape[1], config)
     total, taken = _clamped(total, limit), torch.zeros_like(sizes)
     parts, nll = objective.merge(objective.parts), objective.nll.clone()
     moments, losses = (torch.zeros_like(total), torch.zeros_like(total)), []
@@ -120,7 +120,7 @@ def descend(
     return Values((), objective.layer, hidden, *columns)
 
 
-def rates(length: Float[Tensor, " value"], width: int, config: Config) -> Float[Tensor, " value"]:
+def step_sizes(length: Float[Tensor, " n"], width: int, config: Config) -> Float[Tensor, " n"]:
     """Give Adam's rates in units of the stream; a first step is about sqrt(width) times as long."""
     unit = torch.ones_like(length) if config.lr_unit == "stream" else length / width**0.5
     return config.lr * unit

@@ -22,7 +22,7 @@ from ece.model import Site, sites
 from ece.objective import mix
 from ece.report import Report, value_part
 from ece.solver import Knowledge, Update
-from ece.state import Batch, EditState, check_setting, learned, pushed, restore
+from ece.state import Batch, EditState, check_setting, learn_from, restore, with_batch
 
 
 def compute_values(
@@ -106,7 +106,7 @@ def edit_batch(
     check_batch(model, tokenizer, facts, stats, state, config)
     if values is None:
         values = find_values(model, tokenizer, facts, state, config, engine)
-        state = learned(state, values)
+        state = learn_from(state, values)
     check_values(values, facts, state, config)
     state, changes, began = _prepared(state, stats, config), [], time.perf_counter()
     try:
@@ -121,7 +121,7 @@ def edit_batch(
             if layer != plan[-1][0]:
                 reader = reader.after(written)
         seconds = time.perf_counter() - began
-        after = pushed(state, _batch(facts, changes, state), fingerprint(model, state.layers))
+        after = with_batch(state, _batch(facts, changes, state), fingerprint(model, state.layers))
         return after, _report(facts, values, changes, seconds)
     except BaseException:
         done = {change.layer: change for change in changes}

@@ -98,7 +98,7 @@ def gain(model: nn.Module, layer: int) -> float | None:
     return 1.0 if abs(found - 1) < 1e-3 else found
 
 
-def measured(site: Site, factor: float | None, keys: Tensor, states: Tensor) -> Tensor:
+def in_projection_units(site: Site, factor: float | None, keys: Tensor, states: Tensor) -> Tensor:
     """Express states after a block in units of its down-projection, in which values count.
 
     `factor` is its `gain`. Behind a norm (None) it is the down-projection's own output instead.

@@ -74,6 +74,9 @@ class Site:
 def structure(model: nn.Module) -> Structure:
     """Find the model's parts; `ModelError` says what is missing or there more than once."""
     kind, width = model.config.model_type, getattr(model.config, "hidden_size", None)
+    if width is None:
+        raise ModelError(f"model type '{kind}' is more than a decoder of text (it may read images, "
+                         "too); ece edits dense decoders")  # fmt: skip
     path, base = next((name, m) for name, m in model.named_modules() if m is model.base_model)
     named = list(base.named_children())
     while len(named) == 1 and not isinstance(named[0][1], nn.ModuleList):

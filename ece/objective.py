@@ -13,7 +13,7 @@ from torch.nn.functional import kl_div
 
 from ece.config import Config
 from ece.facts import Fact, locate, locate_all, pad, target_ids
-from ece.hooks import add_at, capture, gain, measured, states_at
+from ece.hooks import add_at, capture, gain, in_projection_units, states_at
 from ece.model import Site, sites
 
 ESSENCE = "{} is a"  # the prompt after which the distribution should stay as it was
@@ -169,7 +169,7 @@ class Reader:
             states = states_at(self.model, self.rows, at)
         keys = found[layer][every, last].unflatten(0, (self.edits, -1))
         states = states[every, last].unflatten(0, (self.edits, -1))[:, 0]
-        return keys, measured(here[0], gain(self.model, layer), keys[:, 0], states), self
+        return keys, in_projection_units(here[0], gain(self.model, layer), keys[:, 0], states), self
 
     def after(self, change: Float[Tensor, "model ff"]) -> "Reader":
         """Go on once `change` was added to the layer just read: the model itself knows."""

@@ -13,7 +13,7 @@ from ece.editor import edit_batch, fast, find_values
 from ece.errors import ConfigError, FactError, StateError, check_type
 from ece.facts import Fact, names_of
 from ece.report import Report
-from ece.state import EditState, learned, new_state
+from ece.state import EditState, learn_from, new_state
 from ece.strategy import Strategy
 
 
@@ -90,7 +90,7 @@ def _found_ahead(
     found = {}
     for number, part in enumerate(parts):
         found[number] = find_values(model, tokenizer, part, state, config, engine)
-        state = learned(state, found[number])
+        state = learn_from(state, found[number])
         if progress is not None:
             progress("values", number + 1, len(parts))
     return state, found

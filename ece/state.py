@@ -123,7 +123,7 @@ def check_weights(model: nn.Module, state: EditState) -> None:
                          "that made them, or load the model again")  # fmt: skip
 
 
-def learned(state: EditState, values: Values) -> EditState:
+def learn_from(state: EditState, values: Values) -> EditState:
     """Learn from values just found, for those of later batches (`ece.learned_start`)."""
     known = dict(state.learned)
     for part in filter(None, (values.first, values)):
@@ -133,7 +133,7 @@ def learned(state: EditState, values: Values) -> EditState:
     return replace(state, learned=known)
 
 
-def pushed(state: EditState, batch: Batch, weights: str) -> EditState:
+def with_batch(state: EditState, batch: Batch, weights: str) -> EditState:
     """Add one batch; only the last `undoable` stay as they are.
 
     The keys of a batch that leaves are folded into one `[ff, ff]` sum, so that memory and

@@ -531,7 +531,7 @@ WHERE = {
     "the report": (editor, "_report", 1),
     "the fingerprint": (editor, "fingerprint", 1),
     "the batch's traces": (editor, "_batch", 1),
-    "the next state": (editor, "pushed", 1),
+    "the next state": (editor, "with_batch", 1),
     "the second layer": (editor, "_change", 2),
     "the second write": (editor, "_write", 2),
 }

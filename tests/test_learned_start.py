@@ -11,7 +11,7 @@ from conftest import build, same, weights
 from ece.editor import compute_values, edit_batch
 from ece.learned_start import PENALTY, features, grown, predicted
 from ece.sequence import edit_sequence
-from ece.state import learned, new_state
+from ece.state import learn_from, new_state
 from ece.storage import Folder, load_state, run_sequence, save_state
 from ece.strategy import Strategy
 
@@ -54,7 +54,7 @@ def test_values_seen_before_begin_nearer_to_the_target(model, tokenizer, facts, 
     state = new_state(model, tokenizer, own)
     found = compute_values(model, tokenizer, facts, state, own)
     for _ in range(20):  # as if many facts like these had been seen
-        state = learned(state, found)
+        state = learn_from(state, found)
     again = compute_values(model, tokenizer, facts, state, own)
     assert again.losses[0].mean() < found.losses[0].mean()
     assert not torch.equal(again.losses[0], again.nll)

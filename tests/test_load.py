@@ -283,7 +283,7 @@ def families() -> str:
 
 
 def test_the_book_lists_the_families_served():
-    page = Path(__file__).parent.parent / "book" / "reproducing.md"
+    page = Path(__file__).parent.parent / "book" / "own-model.md"
     table = families()
     assert table in page.read_text(encoding="utf-8"), table
 

@@ -100,7 +100,7 @@ def test_combinations_without_sense_cannot_be_written():
 
 
 def test_a_score_of_ones_own_needs_no_change_of_the_package(model, tokenizer, facts, stats, config):
-    page = (ROOT / "book" / "reproducing.md").read_text(encoding="utf-8")
+    page = (ROOT / "book" / "own-model.md").read_text(encoding="utf-8")
     code = dedent(re.search(r"```python\n( +class Centred.*?)```", page, re.DOTALL)[1])
     names = dict(ece=ece, model=model, tokenizer=tokenizer, facts=facts, stats=stats)
     exec(code, found := names | {"config": replace(config, p=0.5)})

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ece.config import Config
-from ece.descent import rates
+from ece.descent import step_sizes
 from ece.facts import Fact, locate, pad
 from ece.hooks import capture
 from ece.model import sites
@@ -39,7 +39,7 @@ def descend(
     norm = state(model, tokenizer, fact, layer).norm()
     value, curve = torch.zeros(model.config.hidden_size, device=norm.device), []
     part = replace(part, usual=part.essence(part.log_probs(value[None])))
-    rate = float(rates(norm[None], len(value), config))
+    rate = float(step_sizes(norm[None], len(value), config))
     adam = torch.optim.Adam([value.requires_grad_()], lr=rate)
     for step in range(config.steps + 1):
         nll, kl = part.losses(value[None])

@@ -59,8 +59,8 @@ def load_facts(
     distinct = in_rounds(_distinct(facts))
     if n is not None and not 1 <= n <= len(distinct):
         raise DataError(
-            f"{n} facts were requested of {source}, which hold {len(distinct)} that no two share "
-            f"subject and relation; choose 1 to {len(distinct)}"
+            f"{n} facts were requested of {source}, and {len(distinct)} there differ in subject or "
+            f"relation; choose 1 to {len(distinct)}"
         )
     return distinct[:n]
 

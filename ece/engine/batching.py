@@ -14,7 +14,7 @@ from ece.engine.loss import Chunk, head_of, likeliest, log_probs, merged, nll_of
 from ece.engine.prefix import advance, common, embed, pass_heads, through
 from ece.engine.suffix import Upper, lift, stacked
 from ece.facts import Fact, locate_all, target_ids
-from ece.hooks import measured
+from ece.hooks import in_projection_units
 from ece.model import sites
 from ece.objective import ESSENCE, Objective, mix
 
@@ -71,7 +71,7 @@ def prepare(
         last = torch.tensor([[rows.after(row) - 1 for row in spans[i]] for i in members])
         chunk = _chunk(members, upper, head, last, targets)
         bare = keys[::each], upper.hidden[::each, 0]
-        hidden = measured(sites(model, (layer,))[0], upper.gain, *bare)
+        hidden = in_projection_units(sites(model, (layer,))[0], upper.gain, *bare)
         with torch.no_grad():
             picked, usual = log_probs(chunk, torch.zeros_like(hidden))
         made.append(replace(chunk, usual=usual))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ece.engine.grouping import by_length
 from ece.engine.prefix import Passed, Walk, advance, common, embed, rewritten, through
 from ece.facts import Fact
-from ece.hooks import measured
+from ece.hooks import in_projection_units
 from ece.model import sites
 from ece.objective import subject_rows
 
@@ -41,7 +41,7 @@ class Reader:
         states = torch.cat([part.at_last() for part in bare.parts])
         back = torch.cat([part.rows for part in bare.parts]).argsort()
         keys, site = keys.unflatten(0, (self.edits, each)), sites(walk.model, (layer,))[0]
-        found = measured(site, passed.gain, keys[:, 0], states[back])
+        found = in_projection_units(site, passed.gain, keys[:, 0], states[back])
         return keys, found, replace(self, walk=walk, passed=passed)
 
     def after(self, change: Float[Tensor, "model ff"]) -> "Reader":

@@ -156,6 +156,8 @@ def collect(records: str | Path = "_build/cells", folder: str | Path = "results"
     before the first file is written, and the order on disk depends on nothing but the runs, so
     that merging twice changes nothing.
     """
+    if not Path(records).is_dir():
+        raise ResultError(f"{records} is no folder; run `ece grid` first, or name its records")
     new = [read_record(path) for path in sorted(Path(records).glob("*.json"))]
     if not new:
         return 0

@@ -15,7 +15,7 @@ from ece.engine.loss import head_of
 from ece.engine.prefix import common, embed, pass_heads, through
 from ece.engine.suffix import lift
 from ece.errors import ModelError
-from ece.hooks import add_at, measured
+from ece.hooks import add_at, in_projection_units
 from ece.loading.gguf import WHEELS, resolve
 from ece.loading.sharding import arguments, join, spread
 from ece.model import blocks, sites, structure
@@ -186,7 +186,7 @@ def _gaps(model: nn.Module) -> tuple[float, float]:
     part = passed.entry.parts[0]
     upper = lift(passed, part, pass_heads(passed.entry)[1], begin.to(part.rows.device))
     keys = passed.parts[0][torch.arange(len(rows)), begin]
-    hidden = measured(sites(model, (0,))[0], passed.gain, keys, upper.hidden[:, 0])
+    hidden = in_projection_units(sites(model, (0,))[0], passed.gain, keys, upper.hidden[:, 0])
     length = hidden.norm(dim=1, keepdim=True)
     value = torch.randn(*hidden.shape, generator=torch.Generator().manual_seed(0))
     value = value.to(length) * length / 2 / value.norm(dim=1, keepdim=True).to(length)

@@ -27,7 +27,7 @@ from ece.learned_start import Learned
 from ece.model import sites
 from ece.report import Report
 from ece.sequence import edit_sequence, split
-from ece.state import Batch, EditState, check_weights, learned, new_state, pushed, restore
+from ece.state import Batch, EditState, check_weights, learn_from, new_state, restore, with_batch
 from ece.storage.archive import checksum, load, save
 from ece.storage.folder import Folder
 from ece.strategy import Strategy
@@ -101,7 +101,7 @@ def _applied(model: nn.Module, saved: dict, later: list[dict], strategy: Strateg
         for layer, mask in batch.masks.items():
             now[layer][:, mask] = batch.before[layer]
         keys = {layer: part.to(where[layer]) for layer, part in batch.keys.items()}
-        state = pushed(state, replace(batch, before=found, keys=keys), last["weights"])
+        state = with_batch(state, replace(batch, before=found, keys=keys), last["weights"])
     try:
         restore(model, {}, now)
         check_weights(model, state)
@@ -203,7 +203,7 @@ def _find_values(
         else:
             found = _shared(model, tokenizer, part, state, config, cache, engine)
             folder.save("values", number, found)
-        state = learned(state, found)
+        state = learn_from(state, found)
         if progress is not None:
             progress("values", number + 1, len(parts))
     return state
