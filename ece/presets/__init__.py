@@ -100,7 +100,8 @@ def preset_of(model_name: str) -> str | None:
     short = str(model_name).rstrip("/").split("/")[-1].lower()
     if short.endswith(".toml"):
         return str(model_name)
-    return next((n for n in models() if short in (n, *_read(n).get("also", ()))), None)
+    named = short in (every := models())
+    return short if named else next((n for n in every if short in _read(n).get("also", ())), None)
 
 
 def check(path: str) -> None:
