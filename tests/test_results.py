@@ -124,7 +124,10 @@ def test_a_bad_record_is_named_and_nothing_is_merged(folders):
     with pytest.raises(ResultError, match="6.json, field '.whole file.': is not JSON"):
         collect(*folders)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert collect(records / "nothing", folder) == 0
+    (records / "empty").mkdir()
+    assert collect(records / "empty", folder) == 0
+    with pytest.raises(ResultError, match="is no folder; run `ece grid` first"):
+        collect(records / "nothing", folder)
 
 
 def test_runs_are_chosen_by_settings(folders):

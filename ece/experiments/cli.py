@@ -120,6 +120,9 @@ def _run(words: list[str]) -> None:
     settings, output = Settings(**vars(chosen.settings), config=own), Output(**vars(chosen.output))
     if output.out is not None:
         _check_out(Path(output.out), settings)
+    if settings.data is None and not settings.embedded:
+        sys.stderr.write(f"ece run: these facts are of the embedded world, which {settings.short} "
+                         "does not know; --data names others\n")  # fmt: skip
     with _bar(output.progress) as progress:
         record = run(settings, progress=progress, work=output.work, cache=output.cache)
     if output.out is not None:

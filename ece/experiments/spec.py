@@ -133,9 +133,6 @@ class Settings:
             _fail("known", True, f"records of {self.dataset} name no answer from before the edit")
         if self.data == world.NAME and (self.sha256 or self.skip_bad):
             _fail("data", self.data, "'sha256' and 'skip_bad' are for files; leave them out")
-        if self.data is None and not self.embedded:
-            _fail("data", None, f"{self.model} does not know the embedded world; name a file of "
-                  "records, or 'world'")  # fmt: skip
         if self.data in (None, world.NAME) and self.dataset not in SCHEMAS:
             _fail(
                 "data", self.data, f"there are no embedded '{self.dataset}'; name a file of records"
