@@ -57,6 +57,8 @@ SERVED = {
                     residual_multiplier=0.22),
     "helium": {},
     "llama": {},
+    "minicpm3": dict(q_lora_rank=8, kv_lora_rank=8, qk_nope_head_dim=4, qk_rope_head_dim=4,
+                     v_head_dim=16, num_key_value_heads=2),
     "mistral": {},
     "mistral, wide heads": dict(head_dim=16),
     "nemotron": {},
@@ -67,6 +69,8 @@ SERVED = {
     "qwen2": {},
     "qwen3": {},
     "qwen3, wide heads": dict(head_dim=16),
+    "seed_oss": {},
+    "smollm3": {},
     "stablelm": {},
     "stablelm, parallel": dict(use_parallel_residual=True),
     "starcoder2": {},
@@ -296,10 +300,14 @@ def test_one_block_is_too_few():
 # Windows that are longer than what `check` runs.
 
 
-@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3_text", "phi3"])
 def test_a_fact_longer_than_the_window_is_refused(tokenizers, name):
-    """The engine's mask knows no window: a longer row would be read as a whole."""
-    model, tokenizer = random_model(name, dict(sliding_window=24)), tokenizers["gpt2"]
+    """The engine's mask knows no window: a longer row would be read as a whole.
+
+    Phi-3 turns its positions otherwise once a text is longer than what it was first trained on.
+    """
+    window = "original_max_position_embeddings" if name == "phi3" else "sliding_window"
+    model, tokenizer = random_model(name, {window: 24}), tokenizers["gpt2"]
     check(model)
     state = new_state(model, tokenizer, ONE)
     stats = second_moment(model, tokenizer, TEXTS[:10], ONE.layers)
