@@ -110,7 +110,8 @@ def check_setting(model: nn.Module, config: Config, strategy: Strategy) -> None:
 
 def can_spread(model: nn.Module, config: Config, strategy: Strategy) -> bool:
     """Tell whether a residual has a meaning at each edit layer: not where norms follow the MLPs."""
-    if {*config.layers} <= {*strategy.entries(config)}:
+    entries = strategy.entries(config)
+    if len(entries) > 1 or entries == config.layers:  # each layer written has a value of its own
         return True
     gains = [gain(model, layer) for layer in config.layers]
     return None not in gains and max(gains) - min(gains) <= 0.01 * abs(max(gains))

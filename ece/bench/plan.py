@@ -110,7 +110,7 @@ def shape(config) -> Shape:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # of any kind: an unknown type, sizes that do not fit
-        why = str(error).splitlines()[0][:160]
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise ModelError(f"model type '{config.model_type}' cannot be built as a decoder ({why}); "
                          "ece edits dense decoders") from error  # fmt: skip
     every, site = blocks(model), sites(model, (0,))[0]
