@@ -5,14 +5,7 @@ import re
 from ece.config import Config
 from ece.covariance import Stats
 from ece.descent import Values
-from ece.errors import (
-    FactError,
-    StateError,
-    StatsError,
-    check_finite,
-    check_type,
-    shown,
-)
+from ece.errors import FactError, StateError, StatsError, check_finite, check_type, shown
 from ece.facts import Fact, encode_all, is_broken, names_of, probe, target_ids
 from ece.model import room
 from ece.state import EditState, check_setting, check_weights

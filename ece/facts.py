@@ -3,6 +3,8 @@
 No other module of the method touches a tokenizer.
 """
 
+import re
+
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -14,6 +16,7 @@ from ece.model import room
 
 STARTS = ("The", "It", "In", "He", "They")  # first words of the random prefixes
 CUT = "a"  # a text of one token, before which targets are encoded
+BROKEN = re.compile("[\ud800-\udfff]")
 PROBE = "It is said, in the year 1984, that "
 TOP_K = 5  # a prefix is sampled among the likeliest tokens
 
@@ -58,7 +61,7 @@ def names_of(facts: list[Fact]) -> tuple[tuple[str, str, str], ...]:
 
 def is_broken(text: str) -> bool:
     """Tell whether a text holds half of a surrogate pair, which no tokenizer reads."""
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
+    return BROKEN.search(text) is not None
 
 
 def encode_all(tokenizer, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:

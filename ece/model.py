@@ -123,10 +123,11 @@ def sites(model: nn.Module, layers: tuple[int, ...] | None = None) -> list[Site]
         raise ModelError(f"not every block has '{down}'; ece edits dense decoders") from error
 
 
-def room(model) -> int:
-    """Count the tokens that the model reads at once, all of them in view."""
-    names = ("max_position_embeddings", "sliding_window", "window_size")
-    names += ("original_max_position_embeddings",)  # beyond it some families change their angles
+def room(model, whole: bool = False) -> int:
+    """Count the tokens that the model reads at once; run in parts, all of them must be in view."""
+    names = ["max_position_embeddings"]
+    if not whole:  # beyond the last some families change the angles of all positions
+        names += ["sliding_window", "window_size", "original_max_position_embeddings"]
     sizes = [getattr(model.config, name, None) for name in names]
     return min((size for size in sizes if isinstance(size, int) and size > 0), default=2**31)
 

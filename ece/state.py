@@ -77,10 +77,7 @@ def new_state(
 ) -> EditState:
     """Start a sequence: contexts drawn, no history; its last `undo` batches can be undone."""
     strategy = strategy or Strategy()
-    check_setting(model, config, strategy)
-    if not can_spread(model, config, strategy):
-        raise ConfigError(f"setting 'layers' is {shown(config.layers)}; a norm follows the MLPs, "
-                          "so no residual can be spread over them; give one")  # fmt: skip
+    check_begin(model, config, strategy)
     if type(undo) is not int or undo < 1:
         raise ConfigError(f"'undo' is {undo!r}; it should be a whole number of batches >= 1")
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
@@ -89,6 +86,14 @@ def new_state(
     marks = fingerprint(model), fingerprint(model, config.layers)
     texts = contexts(model, tokenizer, config)
     return EditState(*marks, config.layers, texts, strategy, probe(tokenizer), undo)
+
+
+def check_begin(model: nn.Module, config: Config, strategy: Strategy) -> None:
+    """Check a setting, and that residuals have a meaning at its layers."""
+    check_setting(model, config, strategy)
+    if not can_spread(model, config, strategy):
+        raise ConfigError(f"setting 'layers' is {shown(config.layers)}; a norm follows the MLPs, "
+                          "so no residual can be spread over them; give one")  # fmt: skip
 
 
 def check_setting(model: nn.Module, config: Config, strategy: Strategy) -> None:

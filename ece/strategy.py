@@ -36,7 +36,7 @@ class Strategy:
             raise ConfigError(f"setting 'scorer' is '{config.scorer}'; {type(self).__name__} "
                               "writes to all neurons, so set it to 'all'")  # fmt: skip
 
-    def mute(self, config: Config) -> tuple[str, ...]:
+    def unused(self, config: Config) -> tuple[str, ...]:
         """Name settings that have no effect beside the others."""
         return ("p",) if config.clusters is None and config.scorer == "all" else ()
 

@@ -18,6 +18,7 @@ from ece.covariance import second_moment
 from ece.editor import compute_values, edit_batch
 from ece.engine.loss import head_of
 from ece.errors import ConfigError, EditError, ModelError
+from ece.evaluation.metrics import evaluate
 from ece.facts import Fact, locate
 from ece.fingerprint import fingerprint
 from ece.hooks import add_at, gain, states_at
@@ -315,6 +316,7 @@ def test_a_fact_longer_than_the_window_is_refused(tokenizers, name):
     long = [Fact("In New Harbour it is cold and the trade of {} is", "Mira", "Rome")]
     with pytest.raises(EditError, match="model reads 24"):
         edit_batch(model, tokenizer, long, stats, state, ONE)
+    assert evaluate(model, tokenizer, long).summary("top1"), "the whole model reads more"
     assert same(model, before)
     edit_batch(model, tokenizer, FACTS[1:], stats, state, ONE)
 

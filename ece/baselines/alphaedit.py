@@ -24,9 +24,9 @@ class AlphaEdit(Strategy):
 
     chooses = False
 
-    def mute(self, config: Config) -> tuple[str, ...]:
+    def unused(self, config: Config) -> tuple[str, ...]:
         """Name settings without effect: $C_0$ is not in the system."""
-        return ("ridge", *super().mute(config))
+        return ("ridge", *super().unused(config))
 
     def prepare(self, moment: Float[Tensor, "ff ff"], config: Config) -> Float[Tensor, "ff null"]:
         """Compute an orthonormal basis of the directions in which old keys hardly lie."""

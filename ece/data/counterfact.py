@@ -13,7 +13,7 @@ def facts_from_counterfact(records, source: str = "records", skip_bad: bool = Fa
 
 
 def _fact(record, place: int) -> Fact:
-    at, prompt = ("requested_rewrite", "relation_id"), text(record, "requested_rewrite", "prompt")
+    prompt = text(record, "requested_rewrite", "prompt")
     if prompt.count("{}") != 1:
         reason = f"{prompt!r} has '{{}}' {prompt.count('{}')} times"
         raise BadRecord("requested_rewrite.prompt", reason, "put it once, where the subject goes")
@@ -22,12 +22,13 @@ def _fact(record, place: int) -> Fact:
     if target == true:
         reason = f"is {target!r} like target_true"
         raise BadRecord("requested_rewrite.target_new.str", reason, "name another object")
+    relation = "requested_rewrite", "relation_id"  # may be missing: the prompt stands for it
     return Fact(
         prompt=prompt,
         subject=text(record, "requested_rewrite", "subject"),
         target=target,
         true=true,
-        relation=text(record, *at) if "relation_id" in record[at[0]] else "",
+        relation=text(record, *relation) if relation[1] in record[relation[0]] else "",
         id=number(record, "case_id", place),
         paraphrases=texts(record, "paraphrase_prompts"),
         neighbours=texts(record, "neighborhood_prompts"),

@@ -13,7 +13,7 @@ def check_lengths(model, tokenizer, facts: Sequence[Fact]) -> None:
     Raises `FactError` that names the fact and the field. Prefixes of the edit prompt count in
     `ece.checks.validate`; every other prompt counts here alone.
     """
-    limit = room(model)
+    limit = room(model, whole=True)
     for fact in facts:
         prompts = [("prompt", fact.text)]
         for field in ("paraphrases", "neighbours", "generation"):

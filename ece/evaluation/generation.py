@@ -94,7 +94,7 @@ def plain_sampling(model: nn.Module) -> Iterator[None]:
 def _encoded(model, tokenizer, prompts: Sequence[str], more: int = 0):
     """Encode prompts that leave room for `more` tokens; returns rows, context and device."""
     check_texts("prompts", prompts)
-    limit, device = room(model), model.get_input_embeddings().weight.device
+    limit, device = room(model, whole=True), model.get_input_embeddings().weight.device
     rows = [encode(tokenizer, prompt) for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         if not row or len(row) + more > limit:

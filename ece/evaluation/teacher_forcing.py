@@ -84,7 +84,7 @@ def score_rows(
 
 
 def _check_rows(model, names, rows: Sequence[AnswerRow]) -> None:
-    limit = room(model)
+    limit = room(model, whole=True)
     for (prompt, answer), row in zip(names, rows, strict=True):
         where = f"prompt {prompt!r} with answer {answer!r}"
         if row.first < 0 or not row.answer:

@@ -31,7 +31,7 @@ from ece.fingerprint import fingerprint
 from ece.loading.sharding import save_model
 from ece.presets import preset_of
 from ece.sequence import split
-from ece.state import new_state
+from ece.state import check_begin
 from ece.storage import Folder, run_sequence, save_adapter, snapshot
 from ece.storage.edits import EditSet, edits_since, load_edits, save_edits, standing, toggle
 from ece.storage.folder import Shared
@@ -179,9 +179,9 @@ def main(options: Options, progress: Callable, crew: Processes | None = None) ->
     check_out(options)
     model, tokenizer = _loaded(options, crew)
     config, strategy = settings.fitted(model), settings.strategy()
-    new_state(model, tokenizer, config, strategy)  # refuses what it would after the statistics
+    check_begin(model, config, strategy)  # before the statistics, which take long
     for part in split(facts, strategy.batch or settings.batch):
-        validate(part, tokenizer, model)  # before the second moments, which take long
+        validate(part, tokenizer, model)
     mark = fingerprint(model)
     stats, _ = statistics(model, tokenizer, settings, config, strategy, mark, None, progress, crew)
     old, before = _measured(model, tokenizer, facts), snapshot(model, config.layers)

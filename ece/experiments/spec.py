@@ -169,9 +169,9 @@ class Settings:
         config = presets.configure(*name, batch=self.batch, **{"seed": self.seed, **own})
         strategy = presets.strategy(*name, **parts)
         plain = presets.configure(*name, batch=self.batch)
-        for mute in strategy.mute(config):
-            if own.get(mute, getattr(plain, mute)) != getattr(plain, mute):
-                _fail(mute, own[mute], f"{self.method} has no use for it here; leave it out")
+        for unused in strategy.unused(config):
+            if own.get(unused, getattr(plain, unused)) != getattr(plain, unused):
+                _fail(unused, own[unused], f"{self.method} has no use for it here; leave it out")
         return config, strategy
 
     @cached_property
@@ -184,10 +184,7 @@ class Settings:
         return self._built[0]
 
     def fitted(self, model) -> Config:
-        """Give the editor's numbers for a loaded model.
-
-        Of layers that were only suggested, the last remains where a norm follows the MLPs.
-        """
+        """Give a loaded model's numbers: behind norms, the last of layers only suggested."""
         config, own = self.configure(), presets.preset_of(self.preset or self.model)
         if own or "layers" in self.config or can_spread(model, config, self.strategy()):
             return config
