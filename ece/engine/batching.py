@@ -62,20 +62,22 @@ def prepare(
     """
     rows = _rows(tokenizer, facts, templates)
     lifted, each = list(_lifted(model, rows, layer, config.max_tokens)), rows.each
-    spans = [range(i, i + each) for i in range(0, len(rows.ids), each)]
-    ends = [each * max(map(rows.after, span)) for span in spans]
+    spans = [range(i, i + each - 1) for i in range(0, len(rows.ids), each)]  # essence apart
+    ends = [len(span) * max(map(rows.after, span)) for span in spans]
     first, made, head = [], [], head_of(model)
     for members in map(sorted, by_length(ends, config.max_tokens)):
         upper, keys = _regrouped(lifted, rows, [row for i in members for row in spans[i]])
         targets = [target_ids(tokenizer, facts[i].target) for i in members]
         last = torch.tensor([[rows.after(row) - 1 for row in spans[i]] for i in members])
-        chunk = _chunk(members, upper, head, last, targets)
-        bare = keys[::each], upper.hidden[::each, 0]
+        essence = _regrouped(lifted, rows, [spans[i].stop for i in members])[0]
+        end = torch.tensor([rows.after(spans[i].stop) - 1 for i in members])
+        chunk = _chunk(members, (upper, essence), head, (last, end), targets)
+        bare = keys[:: each - 1], upper.hidden[:: each - 1, 0]
         hidden = in_projection_units(sites(model, (layer,))[0], upper.gain, *bare)
         with torch.no_grad():
             picked, usual = log_probs(chunk, torch.zeros_like(hidden))
         made.append(replace(chunk, usual=usual))
-        key = mix(keys.unflatten(0, (-1, each))[:, :-1])
+        key = mix(keys.unflatten(0, (-1, each - 1)))
         first.append((hidden, key, nll_of(chunk, picked), likeliest(chunk, picked)[:, 0]))
     back = torch.cat([chunk.facts for chunk in made]).argsort()
     columns = zip(*first, strict=True)
@@ -128,18 +130,20 @@ def _rows(tokenizer, facts: list[Fact], templates: tuple[str, ...]) -> _Rows:
 
 
 def _chunk(
-    members: list[int], upper: Upper, head: Callable, last: Tensor, targets: list[list[int]]
-) -> Chunk:
+    members: list[int], uppers: tuple[Upper, Upper], head: Callable, ends: tuple[Tensor, Tensor],
+    targets: list[list[int]],
+) -> Chunk:  # fmt: skip
     """Make the chunk of facts `members`, without its usual log-probabilities.
 
-    `last[fact, row]` is a row's last token, counted from its subject's last.
+    `ends` are the last tokens of the contexts' rows `[fact, row]` and of the essences', counted
+    from their subject's last.
     """
     width, sizes = max(map(len, targets)), torch.tensor([len(t) for t in targets])
     filled = torch.tensor([t + t[-1:] * (width - len(t)) for t in targets])
     place = torch.minimum(torch.arange(width), sizes[:, None] - 1)
     share = (torch.arange(width) < sizes[:, None]) / sizes[:, None]
     # A context row ends with all target tokens but the last: its end predicts the last one.
-    where = (last[:, :-1] - sizes[:, None] + 1)[..., None] + place[:, None]
-    parts = (torch.tensor(members), where, filled, share, last[:, -1])
-    at, *rest = (part.to(upper.hidden.device) for part in parts)
-    return Chunk(at, upper, head, *rest)
+    where = (ends[0] - sizes[:, None] + 1)[..., None] + place[:, None]
+    parts = (torch.tensor(members), where, filled, share, ends[1])
+    at, *rest = (part.to(uppers[0].hidden.device) for part in parts)
+    return Chunk(at, *uppers, head, *rest)

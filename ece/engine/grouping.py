@@ -1,6 +1,6 @@
 """Rows grouped by like length, so that little of a forward pass is padding."""
 
-ENOUGH = 1024  # tokens that keep a device busy: beyond them, less padding is worth more
+ENOUGH = 512  # tokens that keep a device busy: beyond them, less padding is worth more
 
 
 def by_length(lengths: list[int] | list[tuple[int, ...]], max_tokens: int) -> list[list[int]]:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, pad
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
@@ -16,12 +16,14 @@ from ece.model import structure
 
 @dataclass(frozen=True)
 class Chunk:
-    """Facts measured together: each has its contexts' rows, then its essence row."""
+    """Facts measured together."""
 
     facts: Int[Tensor, " edit"]
     """Which facts of the problem these are."""
     upper: Upper
-    """Their rows, fact by fact."""
+    """The rows of their contexts, fact by fact."""
+    essence: Upper
+    """A row per fact; these are short, and beside the contexts' rows they would be padding."""
     head: Callable[[Tensor], Tensor]
     """The way from final states to logits (`head_of`)."""
     where: Int[Tensor, "edit context place"]
@@ -35,6 +37,16 @@ class Chunk:
     usual: Float[Tensor, "edit vocab"] | None = None
     """Log-probabilities there before the edit."""
 
+    @cached_property
+    def real(self) -> Int[Tensor, " real"]:
+        """The places that targets fill, counted through `where`."""
+        return (self.share > 0)[:, None].expand(self.where.shape).flatten().nonzero()[:, 0]
+
+    @cached_property
+    def wanted(self) -> Int[Tensor, " real"]:
+        """The ids of the tokens there."""
+        return self.targets[:, None].expand(self.where.shape).flatten()[self.real]
+
     def losses(
         self, value: Float[Tensor, "edit model"]
     ) -> tuple[Float[Tensor, " edit"], Float[Tensor, " edit"]]:
@@ -45,11 +57,12 @@ class Chunk:
 
     def take(self, keep: Int[Tensor, " some"]) -> "Chunk":
         """Keep some of the facts (places in the chunk)."""
-        each = self.where.shape[1] + 1
+        each = self.where.shape[1]
         rows = (keep[:, None] * each + torch.arange(each, device=keep.device)).flatten()
         fields = ("facts", "where", "targets", "share", "end", "usual")
         columns = {name: getattr(self, name)[keep] for name in fields}
-        return replace(self, upper=self.upper.take(rows), **columns)
+        uppers = dict(upper=self.upper.take(rows), essence=self.essence.take(keep))
+        return replace(self, **uppers, **columns)
 
 
 def merged(chunks: list[Chunk], most: int) -> list[Chunk]:
@@ -79,23 +92,22 @@ def _joined(chunks: list[Chunk]) -> Chunk:
         return torch.cat(parts)
 
     fields = ("facts", "where", "targets", "share", "end", "usual")
-    upper = stacked([chunk.upper for chunk in chunks])
-    return replace(chunks[0], upper=upper, **{name: column(name) for name in fields})
+    uppers = {name: stacked([getattr(chunk, name) for chunk in chunks])
+              for name in ("upper", "essence")}  # fmt: skip
+    return replace(chunks[0], **uppers, **{name: column(name) for name in fields})
 
 
 def log_probs(
     chunk: Chunk, total: Float[Tensor, "edit model"]
-) -> tuple[Float[Tensor, "edit context place vocab"], Float[Tensor, "edit vocab"]]:
+) -> tuple[Float[Tensor, "real vocab"], Float[Tensor, "edit vocab"]]:
     """Compute log-probabilities at the target's places and at the essence's end, values added.
 
     The LM head runs at these places only, and what the model does behind it.
     """
     edits, contexts, places = chunk.where.shape
-    delta = total[:, None].expand(-1, contexts + 1, -1).flatten(0, 1)
-    states = chunk.upper.run(delta).unflatten(0, (edits, contexts + 1))
-    index = chunk.where[..., None].expand(-1, -1, -1, states.shape[-1])
-    target = states[:, :-1].gather(2, index)
-    essence = states[torch.arange(edits, device=states.device), -1, chunk.end]
+    states = chunk.upper.run(total.repeat_interleave(contexts, 0))
+    target = states[chunk.real // places, chunk.where.flatten()[chunk.real]]
+    essence = chunk.essence.run(total)[torch.arange(edits, device=states.device), chunk.end]
     logits = (chunk.head(part).float() for part in (target, essence))
     return tuple(part.log_softmax(-1).to(states.device) for part in logits)
 
@@ -132,18 +144,18 @@ def logits(model: nn.Module, states: Float[Tensor, "*place d"]) -> Float[Tensor,
         model.set_submodule(path, base)
 
 
-def nll_of(
-    chunk: Chunk, log_p: Float[Tensor, "edit context place vocab"]
-) -> Float[Tensor, " edit"]:
+def nll_of(chunk: Chunk, log_p: Float[Tensor, "real vocab"]) -> Float[Tensor, " edit"]:
     """Compute the mean over contexts of the targets' NLL per token."""
-    index = chunk.targets[:, None, :, None].expand(*log_p.shape[:3], 1)
-    picked = log_p.gather(3, index)[..., 0]
-    return -(picked * chunk.share[:, None]).sum(2).mean(1)
+    picked = log_p.gather(1, chunk.wanted[:, None])[:, 0]
+    return -(_placed(chunk, picked) * chunk.share[:, None]).sum(2).mean(1)
 
 
-def likeliest(
-    chunk: Chunk, log_p: Float[Tensor, "edit context place vocab"]
-) -> Bool[Tensor, "edit context"]:
+def likeliest(chunk: Chunk, log_p: Float[Tensor, "real vocab"]) -> Bool[Tensor, "edit context"]:
     """Say per context whether every target token is the likeliest."""
-    right = log_p.argmax(-1) == chunk.targets[:, None]
-    return (right | (chunk.share == 0)[:, None]).all(2)
+    return ~_placed(chunk, log_p.argmax(-1) != chunk.wanted).any(2)
+
+
+def _placed(chunk: Chunk, found: Shaped[Tensor, " real"]) -> Shaped[Tensor, "edit context place"]:
+    """Put what was found at the real places where it belongs, zeros elsewhere."""
+    grid = found.new_zeros(chunk.where.numel())
+    return grid.scatter(0, chunk.real, found).view(chunk.where.shape)
