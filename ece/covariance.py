@@ -49,6 +49,19 @@ class Stats:
         parts = (digest(C) * (2 * layer + 1) for layer, C in self.moments.items())
         return f"{sum(parts) % 2**64:016x}"
 
+    @property
+    def own(self) -> tuple[int, ...]:
+        """Layers whose moments are here: all, unless processes share them (`ece.storage.held`)."""
+        return tuple(self.moments)
+
+    def solved(self, layer: int, solve: Callable[[], Any]) -> Any:
+        """Solve for one layer's update where its moments are."""
+        return solve()
+
+    def whole(self, sums: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Bring sums per layer to the process that saves them."""
+        return sums
+
 
 def blend(first: Stats, second: Stats, share: float) -> Stats:
     """Mix two statistics of one model: `(1 - share) * first + share * second`."""

@@ -1,7 +1,6 @@
 """Edit one batch of facts; single editing is a batch of one."""
 
 import time
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from ece.descent import Values, two_step
 from ece.errors import check_finite, check_type
 from ece.facts import Fact, names_of
 from ece.fingerprint import fingerprint
-from ece.model import Site, sites
+from ece.model import Site, narrowed, sites
 from ece.objective import mix
 from ece.report import Report, value_part
 from ece.solver import Knowledge, Update
@@ -44,7 +43,7 @@ def compute_values(
 def find_values(model, tokenizer, facts, state: EditState, config, engine) -> Values:
     """Find the values of facts that were validated."""
     found, began = [], time.perf_counter()
-    runs = model if config.passes == "model" else _narrowed(model, config.passes)
+    runs = model if config.passes == "model" else narrowed(model, config.passes)
     for layer in state.strategy.entries(config):
         problem = engine.prepare(runs, tokenizer, facts, state.contexts, config, layer)
         if runs is not model:  # values are added to the states of the model itself
@@ -64,17 +63,6 @@ def find_values(model, tokenizer, facts, state: EditState, config, engine) -> Va
     seconds = time.perf_counter() - began
     made_for = dict(facts=names_of(facts), model=state.fingerprint)
     return replace(found[-1], **made_for, first=first, seconds=seconds)
-
-
-def _narrowed(model: nn.Module, dtype: str) -> nn.Module:
-    """Copy the model in a narrower format.
-
-    Attention is "eager" there: rows are short, and on CPUs the fused one's backward pass in
-    bfloat16 takes half of a step (measured).
-    """
-    copy = deepcopy(model).to(getattr(torch, dtype))
-    copy.set_attn_implementation("eager")
-    return copy
 
 
 @dataclass(frozen=True)
@@ -104,6 +92,14 @@ def edit_batch(
     literal twin `ece.objective`.
     """
     check_batch(model, tokenizer, facts, stats, state, config)
+    return write_batch(model, tokenizer, facts, stats, state, config, values, engine)
+
+
+def write_batch(
+    model, tokenizer, facts: list[Fact], stats: Stats, state: EditState, config: Config,
+    values: Values | None, engine: Any,
+) -> tuple[EditState, Report]:  # fmt: skip
+    """Write facts that were checked; see `edit_batch`."""
     if values is None:
         values = find_values(model, tokenizer, facts, state, config, engine)
         state = learn_from(state, values)
@@ -116,12 +112,13 @@ def edit_batch(
             keys, states, reader = reader.read(layer, goal.layer)
             (site,), residual = sites(model, (layer,)), goal.z.to(states) - states
             W, R = site.weight, state.strategy.spread(residual, left).T.to(keys.device)
-            changes.append(_change(layer, W, mix(keys), R, stats.moments[layer], state, config))
+            changes.append(_change(layer, W, mix(keys), R, stats, state, config))
             written = _write(site, changes[-1])
             if layer != plan[-1][0]:
                 reader = reader.after(written)
         seconds = time.perf_counter() - began
-        after = with_batch(state, _batch(facts, changes, state), fingerprint(model, state.layers))
+        marks = _batch(facts, changes, state), fingerprint(model, state.layers)
+        after = with_batch(state, *marks, stats.own)
         return after, _report(facts, values, changes, seconds)
     except BaseException:
         done = {change.layer: change for change in changes}
@@ -133,7 +130,8 @@ def _prepared(state: EditState, stats: Stats, config: Config) -> EditState:
     """Add to the state what its strategy computes once, unless it is there for these settings."""
     if state.prepared_for == config:
         return state
-    found = {n: state.strategy.prepare(stats.moments[n], config) for n in config.layers}
+    here = [layer for layer in config.layers if layer in stats.own]
+    found = {n: state.strategy.prepare(stats.moments[n], config) for n in here}
     found = {layer: tensor for layer, tensor in found.items() if tensor is not None}
     return replace(state, moments=stats.digest, prepared=found, prepared_for=config)
 
@@ -146,15 +144,15 @@ def _plan(values: Values, config: Config) -> list[tuple[int, Values, int]]:
     return [(layer, values, count - i) for i, layer in enumerate(config.layers)]
 
 
-def _change(layer: int, W, K, R, moment, state: EditState, config: Config) -> _Change:
+def _change(layer: int, W, K, R, stats: Stats, state: EditState, config: Config) -> _Change:
     """Solve for one layer, with the keys of the model as it is now; changes nothing."""
     began, strategy = time.perf_counter(), state.strategy
     check_finite(f"keys at layer {layer}", K)
     check_finite(f"weights of layer {layer}", W)
     mask = strategy.choose(K, W, config)
     old = (state.folded.get(layer), state.recent(layer)) if strategy.history else (None, None)
-    known = Knowledge(moment, mask, *old, state.prepared.get(layer))
-    update = strategy.solve(R, K, known, config)
+    known = Knowledge(stats.moments[layer], mask, *old, state.prepared.get(layer))
+    update = stats.solved(layer, lambda: strategy.solve(R, K, known, config))
     update = update._replace(delta=strategy.finish(update.delta, W))
     before = W[:, mask]
     # Sum in float64, round once: half-precision weights hold as much of the update as they can.

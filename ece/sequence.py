@@ -9,11 +9,11 @@ from ece.checks import check_batch, validate
 from ece.config import Config
 from ece.covariance import Stats
 from ece.descent import Values, renewed
-from ece.editor import edit_batch, fast, find_values
+from ece.editor import fast, find_values, write_batch
 from ece.errors import ConfigError, FactError, StateError, check_type
 from ece.facts import Fact, names_of
 from ece.report import Report
-from ece.state import EditState, learn_from, new_state
+from ece.state import EditState, check_weights, learn_from, new_state
 from ece.strategy import Strategy
 
 
@@ -46,7 +46,9 @@ def edit_sequence(
             values = found.pop(number, None) if ahead is None else ahead(number)
             if state.strategy.values_from == "again":
                 values = _again(model, tokenizer, part, seen, values, state, config, engine)
-            state, report = edit_batch(model, tokenizer, part, stats, state, config, values, engine)
+            check_weights(model, state)  # a callback may have changed them
+            given = (part, stats, state, config, values, engine)
+            state, report = write_batch(model, tokenizer, *given)
             seen |= {fact.subject for fact in part}
             reports.append(report)
             if on_batch is not None:

@@ -139,16 +139,18 @@ def learn_from(state: EditState, values: Values) -> EditState:
     return replace(state, learned=known)
 
 
-def with_batch(state: EditState, batch: Batch, weights: str) -> EditState:
+def with_batch(state: EditState, batch: Batch, weights: str, own: tuple[int, ...]) -> EditState:
     """Add one batch; only the last `undoable` stay as they are.
 
-    The keys of a batch that leaves are folded into one `[ff, ff]` sum, so that memory and
-    time per batch do not grow with the number of edits. The state given is not changed.
+    The keys of a batch that leaves are folded into one `[ff, ff]` sum for each layer in `own`, so
+    that memory and time per batch do not grow with the number of edits.
     """
     batches, folded = state.batches + (batch,), dict(state.folded)
     gone = max(0, len(batches) - state.undoable)
     for old in batches[:gone]:
         for layer, keys in old.keys.items():
+            if layer not in own:
+                continue
             term = keys.double().T @ keys.double()
             folded[layer] = folded[layer] + term if layer in folded else term
     left = dict(batches=batches[gone:], done=state.done + 1)

@@ -29,19 +29,23 @@ from ece.fingerprint import fingerprint
 from ece.loading.sharding import save_model
 from ece.sequence import edit_sequence
 from ece.state import new_state, undo
-from ece.storage import Folder, edits_since, moments, run_sequence, save_edits, snapshot
+from ece.storage import Folder, edits_since, journal, moments, run_sequence, save_edits, snapshot
 from ece.storage.folder import Shared
+from ece.storage.held import held
 
 CONFIG = Config(layers=(0, 1), lr=0.1, lr_unit="stream", lam=20.0, ridge=1e-3, clusters=2, steps=5,
                 own_steps=2, contexts=1, context_tokens=4, shared="learned")  # fmt: skip
 PROMPTS = ("{} lives in", "The trade of {}, all agree, is", "It is cold, says {}")
 FACTS = [Fact(PROMPTS[i % 3], name, ("Rome", "sea captain")[i % 2], id=i)
          for i, name in enumerate(SUBJECTS)]  # fmt: skip
+LONG = FACTS + [replace(fact, prompt=PROMPTS[(i + 1) % 3], id=len(FACTS) + i)
+                for i, fact in enumerate(FACTS[:3])]  # fmt: skip
+"""In batches of one these leave a history that is folded, and counts."""
 ONE = ("gemma2", "olmo2")
 """Families with a norm behind the MLP, where one layer is edited."""
 
 
-def edited(model, tokenizer, family: str, folder: Path, first: bool = True) -> None:
+def edited(model, tokenizer, family: str, folder: Path, crew: Processes | None = None) -> None:
     """Edit two batches, take both back, and write down what is to be compared."""
     config = replace(CONFIG, layers=(1,)) if family in ONE else CONFIG
     folder.mkdir(parents=True)
@@ -50,12 +54,13 @@ def edited(model, tokenizer, family: str, folder: Path, first: bool = True) -> N
     answer(model, tokenizer, [FACTS[0].text], 2)
     stats = second_moment(model, tokenizer, TEXTS[:20], config.layers)
     before = snapshot(model, config.layers)
-    state, _ = edit_sequence(model, tokenizer, FACTS, stats, config, 3)
     found |= {f"moment {n}": moment for n, moment in stats.moments.items()}
+    stats = held(stats, crew) if crew else stats
+    state, _ = edit_sequence(model, tokenizer, FACTS, stats, config, 3)
     found |= {f"edited {n}": w for n, w in snapshot(model, config.layers).weights.items()}
     edits = edits_since(before, model, FACTS)
     save_model(model, str(folder / "model"))
-    if first:
+    if crew is None or crew.rank == 0:
         save_edits(folder / "edits.safetensors", edits)
     undo(model, state, 2)
     found["undone"] = fingerprint(model)
@@ -65,8 +70,8 @@ def edited(model, tokenizer, family: str, folder: Path, first: bool = True) -> N
 def equal(way: str, home: Path) -> None:
     for folder in sorted(home.iterdir()):
         model, tokenizer = ece.load(folder, sharding=way)
-        rank = distributed.get_rank()
-        edited(model, tokenizer, folder.name, folder / str(rank), rank == 0)
+        crew = Processes()
+        edited(model, tokenizer, folder.name, folder / str(crew.rank), crew)
 
 
 def joined(way: str) -> tuple[Processes, dict]:
@@ -85,9 +90,10 @@ def resume(way: str, home: Path, rank: str = "", event: str = "") -> None:
         for name in ("broadcast_object_list", "all_reduce"):
             setattr(distributed, name, counted(getattr(distributed, name), left))
     stats, _ = moments(model, tokenizer, TEXTS, CONFIG.layers, home / "moments", 64, crew=crew)
-    engine = crew if way == "facts" else fast
+    engine, stats, journal.COMPACT = crew if way == "facts" else fast, held(stats, crew), 2
     with Shared(home / "run", crew) as folder:
-        run_sequence(model, tokenizer, FACTS, stats, CONFIG, 2, folder, engine=engine)
+        state, _ = run_sequence(model, tokenizer, LONG, stats, CONFIG, 1, folder, engine=engine)
+    assert {*state.folded} == {*stats.own} and len(stats.own) == 1
     marks = [fingerprint(model), stats.digest]
     crew.agree("the weights", marks[0])
     if crew.rank == 0:

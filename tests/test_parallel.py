@@ -13,12 +13,13 @@ from conftest import FAMILIES, SUBJECTS, TEXTS, build, started
 from ece.config import Config
 from ece.covariance import second_moment
 from ece.engine.parallel import Together
-from ece.errors import StateError
+from ece.errors import SolveError, StateError
 from ece.facts import Fact
 from ece.fingerprint import fingerprint
 from ece.sequence import edit_sequence
 from ece.state import undo
 from ece.storage import load_edits
+from ece.storage.held import held
 
 CONFIG = Config(layers=(0, 1), lr=0.1, lr_unit="stream", lam=20.0, ridge=1e-3, clusters=2, steps=5,
                 own_steps=2, contexts=1, context_tokens=4, max_tokens=12)  # fmt: skip
@@ -27,12 +28,15 @@ PROMPTS = ("{} lives in", "The trade of {}, all agree, is", "It is cold, says {}
 WAYS = {"anchor": {}, "alone": {"clusters": None, "stop": 0.5}, "start": {"shared": "learned"}}
 
 
-def edited(family: str, tokenizer, config: Config, **more) -> dict[str, str]:
+def edited(family: str, tokenizer, config: Config, crew: Together | None = None) -> dict[str, str]:
     """Edit two batches and take one back; the fingerprints on the way."""
     model, marks = build(family), {}
     facts = [Fact(PROMPTS[i % 3], name, ("Rome", "sea captain")[i % 2], id=i)
              for i, name in enumerate(SUBJECTS)]  # fmt: skip
     stats = second_moment(model, tokenizer, TEXTS[:20], config.layers)
+    more = {}
+    if crew is not None:
+        stats, more = held(stats, crew), {"engine": crew}
     state, reports = edit_sequence(model, tokenizer, facts, stats, config, 3, **more)
     marks["edited"] = fingerprint(model, config.layers)
     marks["losses"] = str([report.loss_after for report in reports])
@@ -49,16 +53,24 @@ def work(rank: int, count: int, store: str, tokenizers: dict, results) -> None:
     for family in FAMILIES:
         for name, way in WAYS.items():
             config = replace(CONFIG, **way)
-            found[family, name] = edited(family, tokenizers[family], config, engine=together)
+            found[family, name] = edited(family, tokenizers[family], config, together)
     parts = len(list(together.share(range(7))))
     together.agree("nothing", "same")
     try:
         together.agree("rank", str(rank))
     except StateError as error:
         found["differ"] = str(error)
+    try:
+        together.result_of(1, singular)
+    except SolveError as error:
+        found["failed"] = str(error)
     results.put((rank, parts, found))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def singular():
+    raise SolveError("singular")
 
 
 def leave(rank: int, store: str, results) -> None:
@@ -121,6 +133,7 @@ def test_processes_together_give_the_bits_of_one(count, alone, tokenizers, tmp_p
     assert sum(parts for _, parts, _ in found) == 7 and min(parts for _, parts, _ in found) >= 2
     for _, _, marks in found:
         assert "differ in rank" in marks.pop("differ")
+        assert marks.pop("failed") == "singular"
         assert marks == alone
 
 

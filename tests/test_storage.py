@@ -411,6 +411,15 @@ def build_like(model):
     return twin
 
 
+def test_a_state_that_lacks_other_processes_history_is_not_saved(family, edited, tmp_path):
+    model, state = edited[family]
+    own = {layer: total for layer, total in state.folded.items() if layer != state.layers[0]}
+    assert own
+    with pytest.raises(StateError, match="hold a part of this state's history"):
+        save_state(model, replace(state, folded=own), tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_state_without_batches_can_be_saved(model, family, tokenizer, config, tmp_path):
     save_state(model, new_state(model, tokenizer, config), tmp_path)
     assert load_state(build(family), tmp_path).batches == ()

@@ -7,23 +7,25 @@
 process has the whole model and all facts, and ends with the weights that one process alone
 would have, bit for bit: each fact is measured by one process, and what the others add is zero.
 (Where clusters descend on the "mean" loss of their facts, sums differ by rounding.) What is run
-once per batch, the model below the values and the keys, every process runs itself.
+once per batch, the model below the values and the keys, every process runs itself. Layers can be
+dealt out for the solve (`ece.storage.held`).
 
 Where a model lies in parts (`ece.loading.sharding`), the processes run the same on all facts, and
 `Processes` is all they need.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor, distributed
 
 from ece.engine.batching import prepare
 from ece.engine.keys import reader
-from ece.errors import StateError
+from ece.errors import EditError, StateError
 from ece.objective import Objective
 
 
@@ -47,6 +49,27 @@ class Processes:
         with self._all():
             distributed.broadcast_object_list(found, group=self.group, group_src=0)
         return found[0]
+
+    def result_of(self, rank: int, compute: Callable[[], tuple[Tensor, Any]]) -> tuple:
+        """Let one process compute a tensor and what belongs to it; all get both, or its error."""
+        found, tensor = [None], None
+        if rank == self.rank:
+            try:
+                tensor, more = compute()
+                tensor = tensor.contiguous()
+                found = [(None, tensor.shape, tensor.dtype, tensor.device.type, more)]
+            except EditError as error:
+                found = [(error, None, None, None, None)]
+        with self._all():
+            distributed.broadcast_object_list(found, group=self.group, group_src=rank)
+        error, shape, dtype, device, more = found[0]
+        if error is not None:
+            raise error
+        if tensor is None:
+            tensor = torch.empty(shape, dtype=dtype, device=device)
+        with self._all():
+            distributed.broadcast(tensor, group=self.group, group_src=rank)
+        return tensor, more
 
     def agree(self, what: str, mark: str) -> None:
         """Raise `StateError` unless all processes have the same `mark`."""

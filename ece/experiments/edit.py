@@ -35,6 +35,7 @@ from ece.state import check_begin
 from ece.storage import Folder, run_sequence, save_adapter, snapshot
 from ece.storage.edits import EditSet, edits_since, load_edits, save_edits, standing, toggle
 from ece.storage.folder import Shared
+from ece.storage.held import held
 
 SHOWN, TOKENS = 10, 8
 """Facts whose answers are shown, and their length in tokens."""
@@ -184,6 +185,7 @@ def main(options: Options, progress: Callable, crew: Processes | None = None) ->
         validate(part, tokenizer, model)
     mark = fingerprint(model)
     stats, _ = statistics(model, tokenizer, settings, config, strategy, mark, None, progress, crew)
+    stats = stats if crew is None else held(stats, crew)
     old, before = _measured(model, tokenizer, facts), snapshot(model, config.layers)
     more = {"strategy": strategy, "progress": progress,
             "engine": crew if isinstance(crew, Together) else engine}  # fmt: skip

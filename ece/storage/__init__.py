@@ -15,7 +15,7 @@ disk and a folder that cannot be written to.
   batch), `values-00021` (found ahead for the batch after so many). Whoever measures may add kinds
   of their own: `folder.claim("cell", settings)`, `folder.save("scores", 3, {...})`.
 - Second moments: `moments(model, tokenizer, texts, layers, path)` writes `path`, and `path` +
-  ".part" on the way.
+  ".part" on the way. Processes deal out their layers by `held`.
 
 Beside these lie empty ".lock" files, which the operating system frees when their process ends.
 """

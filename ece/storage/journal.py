@@ -39,6 +39,9 @@ COMPACT = 20
 def save_state(model: nn.Module, state: EditState, folder: str | Path) -> None:
     """Save the state of an edited model; an earlier one in `folder` is replaced in one step."""
     check_weights(model, state)
+    if state.folded and state.folded.keys() != {*state.layers}:
+        raise StateError("other processes hold a part of this state's history; save it by "
+                         "run_sequence, which brings that together")  # fmt: skip
     with Folder(folder):
         save(Path(folder) / "state.safetensors", "state", _packed(model, state))
 
@@ -101,7 +104,8 @@ def _applied(model: nn.Module, saved: dict, later: list[dict], strategy: Strateg
         for layer, mask in batch.masks.items():
             now[layer][:, mask] = batch.before[layer]
         keys = {layer: part.to(where[layer]) for layer, part in batch.keys.items()}
-        state = with_batch(state, replace(batch, before=found, keys=keys), last["weights"])
+        batch = replace(batch, before=found, keys=keys)
+        state = with_batch(state, batch, last["weights"], state.layers)
     try:
         restore(model, {}, now)
         check_weights(model, state)
@@ -133,6 +137,8 @@ def run_sequence(
     })  # fmt: skip
     if folder.numbers("batch") or folder.numbers("state"):
         state, reports = _resumed(model, folder, strategy, len(parts) if ahead else 0)
+        here = {layer: total for layer, total in state.folded.items() if layer in stats.own}
+        state = replace(state, folded=here)
     else:
         state, reports = new_state(model, tokenizer, config, strategy), []
         folder.save("state", 0, _packed(model, state))
@@ -143,7 +149,7 @@ def run_sequence(
         on_batch(state, reports[-1], parts[state.done - 1])
 
     def save_and_tell(state: EditState, report: Report, part: list[Fact]) -> None:
-        _save_batch(model, state, report, folder)
+        _save_batch(model, state, report, folder, stats)
         if on_batch is not None:
             on_batch(state, report, part)
 
@@ -173,7 +179,7 @@ def _resumed(
     return state, reports
 
 
-def _save_batch(model: nn.Module, state: EditState, report: Report, folder: Folder) -> None:
+def _save_batch(model, state: EditState, report: Report, folder: Folder, stats: Stats) -> None:
     """Save the state's last batch, which is done once its file is there."""
     number, places = state.done, sites(model, state.layers)
     batch = _written(state.batches[-1], {site.layer: site.weight for site in places})
@@ -183,7 +189,8 @@ def _save_batch(model: nn.Module, state: EditState, report: Report, folder: Fold
         folder.save("learned", number, state.learned)
     folder.save("batch", number, {"batch": batch, **marks})
     if number - max(folder.numbers("state")) >= COMPACT:
-        folder.save("state", number, _packed(model, state))
+        whole = replace(state, folded=stats.whole(state.folded))
+        folder.save("state", number, _packed(model, whole))
         folder.remove("state", number)
         folder.remove("batch", number + 1)
     folder.remove("values", number)
