@@ -29,7 +29,6 @@ def edit_sequence(
     edit; `ahead(number)` gives those of a batch found earlier. `state`: its batches are done, go
     on after them. After each batch `on_batch(state, report, batch_facts)` and
     `progress(stage, done, total)` are called ("values" or "edit"). Nothing is written to disk.
-
     Everything is checked before the first edit. What still fails later, in a callback or by an
     interrupt, leaves the batches before it written: the error's `state` has them, for `undo` or to
     go on. Raises every error of `ece.errors`.
@@ -41,14 +40,13 @@ def edit_sequence(
         state, found = _found_ahead(model, tokenizer, parts, state, config, progress, engine)
     seen = {fact.subject for part in parts[: state.done] for fact in part}
     try:
-        for number in range(state.done, len(parts)):
-            part = parts[number]
+        for number, part in list(enumerate(parts))[state.done :]:
             values = found.pop(number, None) if ahead is None else ahead(number)
             if state.strategy.values_from == "again":
                 values = _again(model, tokenizer, part, seen, values, state, config, engine)
             check_weights(model, state)  # a callback may have changed them
-            given = (part, stats, state, config, values, engine)
-            state, report = write_batch(model, tokenizer, *given)
+            given = (model, tokenizer, part, stats, state, config, values, engine)
+            state, report = write_batch(*given)
             seen |= {fact.subject for fact in part}
             reports.append(report)
             if on_batch is not None:

@@ -136,9 +136,7 @@ def run_sequence(
         "strategy": repr(strategy), "facts": checksum(facts), "statistics": stats.digest,
     })  # fmt: skip
     if folder.numbers("batch") or folder.numbers("state"):
-        state, reports = _resumed(model, folder, strategy, len(parts) if ahead else 0)
-        here = {layer: total for layer, total in state.folded.items() if layer in stats.own}
-        state = replace(state, folded=here)
+        state, reports = _resumed(model, folder, strategy, len(parts) * ahead, stats.own)
     else:
         state, reports = new_state(model, tokenizer, config, strategy), []
         folder.save("state", 0, _packed(model, state))
@@ -160,9 +158,9 @@ def run_sequence(
 
 
 def _resumed(
-    model: nn.Module, folder: Folder, strategy: Strategy, count: int
+    model: nn.Module, folder: Folder, strategy: Strategy, count: int, own: tuple[int, ...]
 ) -> tuple[EditState, list[Report]]:
-    """Bring the unedited model to where the run in the folder is.
+    """Bring the unedited model to where the run in the folder is; the history is of layers `own`.
 
     `count` batches have values that were found ahead; those still to be used are checked, too.
     """
@@ -176,7 +174,8 @@ def _resumed(
     state = _applied(model, saved, later, strategy)
     if done in folder.numbers("learned"):
         state = replace(state, learned=folder.load("learned", done, Learned))
-    return state, reports
+    folded = {layer: total for layer, total in state.folded.items() if layer in own}
+    return replace(state, folded=folded), reports
 
 
 def _save_batch(model, state: EditState, report: Report, folder: Folder, stats: Stats) -> None:
