@@ -11,14 +11,15 @@ from torch import multiprocessing
 
 from conftest import FAMILIES, SUBJECTS, TEXTS, build, started
 from ece.config import Config
-from ece.covariance import second_moment
+from ece.covariance import Stats, second_moment
 from ece.engine.parallel import Together
-from ece.errors import SolveError, StateError
+from ece.errors import SolveError, StateError, StatsError
+from ece.experiments.cli import main
 from ece.facts import Fact
 from ece.fingerprint import fingerprint
 from ece.sequence import edit_sequence
 from ece.state import undo
-from ece.storage import load_edits
+from ece.storage import load_edits, save_moments
 from ece.storage.held import held
 
 CONFIG = Config(layers=(0, 1), lr=0.1, lr_unit="stream", lam=20.0, ridge=1e-3, clusters=2, steps=5,
@@ -64,6 +65,14 @@ def work(rank: int, count: int, store: str, tokenizers: dict, results) -> None:
         together.result_of(1, singular)
     except SolveError as error:
         found["failed"] = str(error)
+    moments = {layer: torch.eye(2) for layer in range(4)}
+    part = held(Stats(moments, 1, "model"), together)
+    assert part.own == tuple(range(rank, 4, count)) and part.digest
+    assert [n for n, C in part.moments.items() if C.isfinite().all()] == [*part.own]
+    sums = part.whole({layer: layer * torch.eye(2) for layer in part.own})
+    assert [float(C[0, 0]) for C in sums.values()] == [0, 1, 2, 3] * (rank == 0)
+    with pytest.raises(StatsError, match="hold a part"):
+        save_moments(part, store + ".moments")
     results.put((rank, parts, found))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -96,21 +105,19 @@ def test_who_loses_another_process_says_so(tmp_path):
         pass
 
 
-def test_torchrun_edits_a_table_as_one_process_does(tmp_path):
+def test_torchrun_edits_a_table_as_one_process_does(tmp_path, capsys):
     (tmp_path / "facts.csv").write_text(
         "prompt,subject,target\n{} lives in,Mira Velan,Oslo\n{} lives in,Tor Asken,Rome\n"
     )
-    words = ["-m", "ece", "edit", str(tmp_path / "facts.csv"), "--model", "atlas-gpt2",
-             "--method", "memit", "--stats-tokens", "2000", "--device", "cpu", "--json",
-             "--out"]  # fmt: skip
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    outputs = []
-    for name, before in (("one", []), ("two", launch)):
-        command = [sys.executable, *before, *words, str(tmp_path / name)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        outputs.append(done.stdout)
-    assert outputs[0] == outputs[1] and outputs[0].count("\n") == 1
+    words = ["edit", str(tmp_path / "facts.csv"), "--model", "atlas-gpt2", "--method", "memit",
+             "--stats-tokens", "2000", "--device", "cpu", "--json", "--out"]  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+              "--nproc-per-node", "2", "-m", "ece"]  # fmt: skip
+    done = subprocess.run([*launch, *words, str(tmp_path / "two")], capture_output=True, text=True,
+                          timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert main([*words, str(tmp_path / "one")]) == 0
+    assert capsys.readouterr().out == done.stdout and done.stdout.count("\n") == 1
     one, two = (load_edits(tmp_path / name) for name in ("one", "two"))
     assert one.edited == two.edited != one.unedited
 

@@ -97,6 +97,8 @@ def save_moments(stats: Stats, path: str | Path, texts: str = "", counted: str =
 
     texts: SHA-256 of the texts they are of, if known. counted: the name of what chose the tokens.
     """
+    if stats.own != tuple(stats.moments):
+        raise StatsError("other processes hold a part of these second moments; save them before")
     save(path, "moments", {"stats": stats, "texts": texts, "tokens counted": counted})
 
 
