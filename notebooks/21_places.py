@@ -230,7 +230,7 @@ facts = [fact for fact in drawn if len(fact.neighbours) > 1][:60]
 near = [(text, f.true) for f in facts for text in f.neighbours[:2]]
 pairs = [(fact.text, fact.target) for fact in facts] + near
 stats = ece.second_moment(
-    model, tokenizer, islice(python_docs(), 12), config.layers)
+    model, tokenizer, islice(python_docs(), 40), config.layers)
 state = ece.new_state(model, tokenizer, config)
 
 
