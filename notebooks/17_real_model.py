@@ -189,7 +189,7 @@ tables.table(windows, "memit-history by its layers, λ = 2000, %")
 # ## Take away
 #
 # - The first thing to try on a model of your own is MEMIT with a history, with a learning rate that is a
-#   share of the state's length. (AlphaEdit, one seed, was as good.)
+#   share of the state's length. (AlphaEdit is as good: {doc}`10_table1`.)
 # - Count top-1 beside likelihoods: it says how much less a user will see.
 # - Look at the neighbours of each edit.
 #

@@ -156,7 +156,7 @@ def lead_there(data):
 
 
 # %% tags=["hide-input"]
-real_main = read("grid-real", "main", "main-others")
+real_main = read("grid-real", "main", "main-others", "main-leaders")
 summary = tables.by_method(real_main)
 main, seeds = summary.score, summary.seeds
 after = real_main.cells().query("when == 'after'")

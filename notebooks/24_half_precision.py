@@ -21,10 +21,10 @@
 # **What was found**
 #
 # - *Writing* loses little. Float16 rounds away at most 0.03 % of an update, bfloat16 0.2 %.
-# - *Finding* the values loses far more. In bfloat16 the update that is written is 4.7 to 70.6 % of
+# - *Finding* the values loses far more. In bfloat16 the update that is written is 4.7 to 72.3 % of
 #   its length away from the one that a float64 model gets; in float16 1.8 to 23.8 %.
-# - The scores do not follow: each is within one point of the float64 model's. Other values
-#   serve as well.
+# - The scores hardly follow. In float16 each is within half a point of the float64 model's, in
+#   bfloat16 within three points, the largest gap for ECE: most other values serve as well.
 # - So float32 edit layers in a bfloat16 model (`widen`) mend the small loss and not the large
 #   one.
 #
@@ -127,7 +127,7 @@ tables.table(lost.groupby("model").max().map("{:.1g}".format),
 # %% tags=["hide-input", "nbval-ignore-output"]
 tables.table(away.round(1), "Away from the float64 model's update, %")
 
-# %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "How far the written update is from the float64 model's, on a logarithmic scale. Float32 edit layers in a bfloat16 model change nothing here.", "name": "fig-half-away"}, "image": {"alt": "Four lines that rise from a hundredth of a percent or less in float32 to between 1.8 and 23.8 percent in float16, and to between 4.7 and 70.6 percent in bfloat16, where they stay when the edit layers are widened."}}
+# %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "How far the written update is from the float64 model's, on a logarithmic scale. Float32 edit layers in a bfloat16 model change nothing here.", "name": "fig-half-away"}, "image": {"alt": "Four lines that rise from a hundredth of a percent or less in float32 to between 1.8 and 23.8 percent in float16, and to between 4.7 and 72.3 percent in bfloat16, where they stay when the edit layers are widened."}}
 drawn = found[found["format"] != "float64"].assign(
     away=lambda t: 100 * t["away"],
     of=lambda t: t["method"] + ", " + t["model"])
@@ -162,11 +162,12 @@ tables.table(scores, "Score right after the batch")
 # %% tags=["hide-input"]
 if MODEL is None and not DATA:
     gap = scores.sub(scores["float64"], axis=0).abs()
-    assert gap.max().max() < 1
+    assert gap["float16"].max() < 0.5 and gap.max().max() < 3
 
 # %% [markdown]
-# Not here. The descent ends at another value that gives the same answer. What bfloat16 does over
-# a long sequence, or in a model with less room, this does not show.
+# Little, here: with so few facts two or three points are a wording or a neighbour of one. The descent
+# ends at another value, and mostly at one that gives the same answer. What bfloat16 does over a long
+# sequence, or in a model with less room, this does not show.
 #
 # The descent alone can run in bfloat16 too, with everything else in float32
 # (`passes="bfloat16"`); [chapter 18](18_six_steps) has what that saves.
@@ -175,6 +176,6 @@ if MODEL is None and not DATA:
 #
 # - Load a large model in bfloat16 and edit it as it is: the rounding of the update is a fifth of a
 #   percent.
-# - Do not expect the weights of a float32 run, only its scores.
+# - Do not expect the weights of a float32 run, only about its scores.
 # - `widen(model, layers)`, called before the second moments are taken, makes the written update
 #   exact to float32 for those who need it.
