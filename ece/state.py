@@ -143,9 +143,10 @@ def with_batch(state: EditState, batch: Batch, weights: str, own: tuple[int, ...
     """Add one batch; only the last `undoable` stay as they are.
 
     The keys of a batch that leaves are folded into one `[ff, ff]` sum for each layer in `own`, so
-    that memory and time per batch do not grow with the number of edits.
+    that memory and time per batch do not grow with the number of edits; other layers have none.
     """
-    batches, folded = state.batches + (batch,), dict(state.folded)
+    batches = state.batches + (batch,)
+    folded = {layer: total for layer, total in state.folded.items() if layer in own}
     gone = max(0, len(batches) - state.undoable)
     for old in batches[:gone]:
         for layer, keys in old.keys.items():

@@ -226,7 +226,9 @@ def _loaded(options: Options, crew: Processes | None) -> tuple:
     if options.sharding is not None:
         return load(options.model, device, dtype, options.sharding)
     if crew is not None and device not in (None, "auto"):
-        device += f":{crew.rank % torch.get_device_module(device).device_count()}"
+        module = torch.get_device_module(device)
+        module.set_device(own := crew.rank % module.device_count())  # where it receives, too
+        device += f":{own}"
     return load(options.model, device, dtype)
 
 
