@@ -70,11 +70,8 @@ class Config:
     def __post_init__(self):
         """Check what concerns several settings at once."""
         if list(self.layers) != sorted(set(self.layers)):
-            raise ConfigError(
-                f"setting 'layers' is {self.layers}; it should be in increasing order, each once"
-            )
+            raise ConfigError(f"setting 'layers' is {self.layers}; it should be in increasing "
+                              "order, each once")  # fmt: skip
         if self.own_steps > self.steps:
-            raise ConfigError(
-                f"setting 'own_steps' is {self.own_steps}; it should be at most "
-                f"steps = {self.steps}"
-            )
+            raise ConfigError(f"setting 'own_steps' is {self.own_steps}; it should be at most "
+                              f"steps = {self.steps}")  # fmt: skip

@@ -63,6 +63,12 @@ class Stats:
         return sums
 
 
+def elsewhere(like: Float[Tensor, "_ ff"]) -> Float[Tensor, "ff ff"]:
+    """Stand in for a matrix that another process holds: nan everywhere, and no memory."""
+    size = like.shape[-1]
+    return like.new_full((), torch.nan, dtype=torch.double).expand(size, size)
+
+
 def blend(first: Stats, second: Stats, share: float) -> Stats:
     """Mix two statistics of one model: `(1 - share) * first + share * second`."""
     if not isinstance(share, float | int) or not 0 <= share <= 1:

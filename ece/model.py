@@ -169,11 +169,7 @@ def _brought(base: nn.Module, given: tuple, named: dict) -> tuple[tuple, dict]:
 
 
 def narrowed(model: nn.Module, dtype: str) -> nn.Module:
-    """Copy the model in a narrower format.
-
-    Attention is "eager" there: rows are short, and on CPUs the fused one's backward pass in
-    bfloat16 takes half of a step (measured).
-    """
+    """Copy the model in a narrower format; fused attention is slow there on CPUs (measured)."""
     copy = deepcopy(model).to(getattr(torch, dtype))
     copy.set_attn_implementation("eager")
     return copy

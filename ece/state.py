@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ece.config import Config
+from ece.covariance import elsewhere
 from ece.descent import Values
 from ece.errors import ConfigError, ModelError, StateError, check_mode, check_type, shown
 from ece.facts import contexts, probe
@@ -143,19 +144,21 @@ def with_batch(state: EditState, batch: Batch, weights: str, own: tuple[int, ...
     """Add one batch; only the last `undoable` stay as they are.
 
     The keys of a batch that leaves are folded into one `[ff, ff]` sum for each layer in `own`, so
-    that memory and time per batch do not grow with the number of edits; other layers have none.
+    that memory and time per batch do not grow with the number of edits.
     """
-    batches = state.batches + (batch,)
-    folded = {layer: total for layer, total in state.folded.items() if layer in own}
+    batches, folded = state.batches + (batch,), dealt(state.folded, own)
     gone = max(0, len(batches) - state.undoable)
     for old in batches[:gone]:
         for layer, keys in old.keys.items():
-            if layer not in own:
-                continue
-            term = keys.double().T @ keys.double()
-            folded[layer] = folded[layer] + term if layer in folded else term
+            term = keys.double().T @ keys.double() if layer in own else elsewhere(keys)
+            folded[layer] = folded[layer] + term if layer in own and layer in folded else term
     left = dict(batches=batches[gone:], done=state.done + 1)
     return replace(state, weights=weights, folded=folded, **left)
+
+
+def dealt(folded: dict[int, Tensor], own: tuple[int, ...]) -> dict[int, Tensor]:
+    """Keep the history of layers `own`; that of the others is with other processes."""
+    return {layer: total if layer in own else elsewhere(total) for layer, total in folded.items()}
 
 
 def undo(model: nn.Module, state: EditState, batches: int = 1) -> EditState:

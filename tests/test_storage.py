@@ -27,7 +27,7 @@ from ece.facts import Fact
 from ece.fingerprint import fingerprint
 from ece.model import sites
 from ece.sequence import edit_sequence
-from ece.state import new_state, undo
+from ece.state import dealt, new_state, undo
 from ece.storage import (
     Folder,
     archive,
@@ -411,13 +411,26 @@ def build_like(model):
     return twin
 
 
-def test_a_state_that_lacks_other_processes_history_is_not_saved(family, edited, tmp_path):
+@pytest.mark.parametrize("own", [(1,), ()])  # a process may own no layer at all
+def test_a_state_that_lacks_other_processes_history_is_not_saved(family, edited, tmp_path, own):
     model, state = edited[family]
-    own = {layer: total for layer, total in state.folded.items() if layer != state.layers[0]}
-    assert own
+    assert state.folded
     with pytest.raises(StateError, match="hold a part of this state's history"):
-        save_state(model, replace(state, folded=own), tmp_path)
+        save_state(model, replace(state, folded=dealt(state.folded, own)), tmp_path)
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_history_of_some_edit_layers_is_whole(
+    model, family, tokenizer, facts, stats, config, tmp_path
+):
+    """BLUE writes the first and the last edit layer alone."""
+    config = replace(config, layers=(0, 1, 2), scorer="all", p=1.0, clusters=None)
+    state = new_state(model, tokenizer, config, Blue(), undo=1)
+    state, _ = edit_sequence(model, tokenizer, facts, stats, config, 2, Blue(), state)
+    assert {*state.folded} == {0, 2}
+    save_state(model, state, tmp_path)
+    back = load_state(build(family), tmp_path, Blue())
+    assert all(torch.equal(back.folded[layer], state.folded[layer]) for layer in (0, 2))
 
 
 def test_a_state_without_batches_can_be_saved(model, family, tokenizer, config, tmp_path):

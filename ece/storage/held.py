@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ece.covariance import Stats
+from ece.covariance import Stats, elsewhere
 from ece.engine.parallel import Processes
 from ece.solver import Update
 
@@ -56,8 +56,7 @@ def held(stats: Stats, crew: Processes) -> Held:
     """Keep this process's part of second moments that all processes have."""
     layers = [*stats.moments]
     moments = {
-        layer: C if layer in layers[crew.rank :: crew.count]
-        else C.new_full((), torch.nan).expand_as(C)  # takes no memory
+        layer: C if layer in layers[crew.rank :: crew.count] else elsewhere(C)
         for layer, C in stats.moments.items()
-    }  # fmt: skip
+    }
     return Held(moments, stats.tokens, stats.fingerprint, stats.probe, crew, stats.digest)

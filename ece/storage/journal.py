@@ -27,7 +27,8 @@ from ece.learned_start import Learned
 from ece.model import sites
 from ece.report import Report
 from ece.sequence import edit_sequence, split
-from ece.state import Batch, EditState, check_weights, learn_from, new_state, restore, with_batch
+from ece.state import Batch, EditState, check_weights, dealt, learn_from, new_state
+from ece.state import restore, with_batch  # isort: skip
 from ece.storage.archive import checksum, load, save
 from ece.storage.folder import Folder
 from ece.strategy import Strategy
@@ -39,7 +40,7 @@ COMPACT = 20
 def save_state(model: nn.Module, state: EditState, folder: str | Path) -> None:
     """Save the state of an edited model; an earlier one in `folder` is replaced in one step."""
     check_weights(model, state)
-    if state.folded and state.folded.keys() != {*state.layers}:
+    if any(total[0, 0].isnan() for total in state.folded.values()):
         raise StateError("other processes hold a part of this state's history; save it by "
                          "run_sequence, which brings that together")  # fmt: skip
     with Folder(folder):
@@ -174,8 +175,7 @@ def _resumed(
     state = _applied(model, saved, later, strategy)
     if done in folder.numbers("learned"):
         state = replace(state, learned=folder.load("learned", done, Learned))
-    folded = {layer: total for layer, total in state.folded.items() if layer in own}
-    return replace(state, folded=folded), reports
+    return replace(state, folded=dealt(state.folded, own)), reports
 
 
 def _save_batch(model, state: EditState, report: Report, folder: Folder, stats: Stats) -> None:
