@@ -27,8 +27,16 @@ from ece.learned_start import Learned
 from ece.model import sites
 from ece.report import Report
 from ece.sequence import edit_sequence, split
-from ece.state import Batch, EditState, check_weights, dealt, learn_from, new_state
-from ece.state import restore, with_batch  # isort: skip
+from ece.state import (
+    Batch,
+    EditState,
+    check_weights,
+    dealt,
+    learn_from,
+    new_state,
+    restore,
+    with_batch,
+)
 from ece.storage.archive import checksum, load, save
 from ece.storage.folder import Folder
 from ece.strategy import Strategy
