@@ -18,6 +18,8 @@ from conftest import TEXTS, build, started
 from ece.covariance import second_moment
 from ece.errors import ModelError
 from ece.fingerprint import fingerprint
+from ece.loading.sharding import spread
+from ece.parts import in_parts
 from ece.sequence import edit_sequence
 from ece.storage import load_edits, load_moments
 from ece.storage.edits import toggle
@@ -75,7 +77,7 @@ def lines(done: subprocess.CompletedProcess) -> str:
 
 @pytest.mark.parametrize(
     "way, count, families",
-    [("tp", 2, TP), ("tp", 3, ("qwen3",)), ("fsdp", 2, FSDP), ("fsdp", 3, FSDP[:1])],
+    [("tp", 2, TP), ("tp", 3, ("qwen3",)), ("fsdp", 2, FSDP), ("fsdp", 3, FSDP)],
 )
 def test_a_model_in_parts_is_edited_as_a_whole_one(way, count, families, tokenizers, tmp_path):
     saved(tmp_path, tokenizers["llama"], *families)
@@ -146,6 +148,19 @@ def test_a_run_that_lost_a_process_goes_on_to_the_same_bits(way, kills, tokenize
             assert (stats.moments[layer] - moment).norm() <= 1e-12 * moment.norm()
         edit_sequence(model, tokenizer, LONG, stats, CONFIG, 1)
         assert [fingerprint(model), stats.digest] == whole
+
+
+def test_no_device_holds_the_whole_model(monkeypatch):
+    """What goes to the device by `model.to` is what the blocks leave over, embeddings and head."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model, moved = build("llama"), []
+        monkeypatch.setattr(type(model), "to", lambda own, device: moved.append(
+            [name for name, p in own.named_parameters() if not in_parts(p)]) or own)  # fmt: skip
+        assert spread(model, "fsdp") is model and len(moved) == 1
+        assert moved[0] and not [name for name in moved[0] if ".layers." in name]
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_what_is_refused(tokenizers, tmp_path):

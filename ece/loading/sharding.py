@@ -76,10 +76,11 @@ def spread(model: nn.Module, sharding: str) -> nn.Module:
         return model
     device = own_device()
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
-    # Block by block, each by itself: the engine runs some of them without the rest.
-    for block in blocks(model.to(device)):
+    # Block by block, each by itself: the engine runs some of them without the rest, and no device
+    # ever holds the whole model.
+    for block in blocks(model):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
-    return model
+    return model.to(device)
 
 
 def save_model(model: nn.Module, folder: str) -> None:
