@@ -11,8 +11,8 @@ from ece.model import room
 from ece.state import EditState, check_setting, check_weights
 
 
-def check_batch(model, tokenizer, facts, stats, state: EditState, config: Config) -> None:
-    """Check everything that can be known before any work."""
+def check_request(model, tokenizer, facts, state: EditState, config: Config) -> None:
+    """Check what finding values needs: settings, facts, and whether the state fits them."""
     check_type("state", state, EditState)
     check_setting(model, config, state.strategy)
     check_layers(config, state)
@@ -21,6 +21,11 @@ def check_batch(model, tokenizer, facts, stats, state: EditState, config: Config
                          f"{config.contexts}; make a new state for another number")  # fmt: skip
     check_tokenizer(tokenizer, state)
     validate(facts, tokenizer, model, state.contexts)
+
+
+def check_batch(model, tokenizer, facts, stats, state: EditState, config: Config) -> None:
+    """Check everything that can be known before any work."""
+    check_request(model, tokenizer, facts, state, config)
     check_stats(stats, state.fingerprint, config.layers)
     if stats.probe not in ((), state.probe):
         raise StatsError("these statistics were taken with another tokenizer; use the model's own")

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from ece import engine as fast
 from ece import learned_start
-from ece.checks import check_batch, check_layers, check_tokenizer, check_values, validate
+from ece.checks import check_batch, check_request, check_values
 from ece.config import Config
 from ece.covariance import Stats
 from ece.descent import Values, two_step
-from ece.errors import check_finite, check_type
+from ece.errors import check_finite
 from ece.facts import Fact, names_of
 from ece.fingerprint import fingerprint
 from ece.model import Site, narrowed, sites
 from ece.objective import mix
 from ece.report import Report, value_part
 from ece.solver import Knowledge, Update
-from ece.state import Batch, EditState, check_setting, learn_from, restore, with_batch
+from ece.state import Batch, EditState, learn_from, restore, with_batch
 
 
 def compute_values(
@@ -32,11 +32,7 @@ def compute_values(
 
     Raises `FactError`, `ConfigError`, `ModelError` or `StateError` for what cannot be used.
     """
-    check_type("state", state, EditState)
-    check_setting(model, config, state.strategy)
-    check_layers(config, state)
-    check_tokenizer(tokenizer, state)
-    validate(facts, tokenizer, model, state.contexts)
+    check_request(model, tokenizer, facts, state, config)
     return find_values(model, tokenizer, facts, state, config, engine)
 
 

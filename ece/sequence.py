@@ -1,6 +1,7 @@
 """Edit a sequence of batches, one after the other."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -20,39 +21,39 @@ from ece.strategy import Strategy
 def edit_sequence(
     model: nn.Module, tokenizer, facts: list[Fact], stats: Stats, config: Config, batch: int,
     strategy: Strategy | None = None, state: EditState | None = None,
-    ahead: Callable[[int], Values] | None = None, on_batch: Callable | None = None,
+    ahead: Callable | None = None, on_batch: Callable | None = None,
     progress: Callable | None = None, engine: Any = fast,
 ) -> tuple[EditState, list[Report]]:  # fmt: skip
     """Edit `facts` in batches of `batch`, in order (Eq 2, 17-18).
 
     Unless the strategy takes values from the "current" weights, all are found before the first
-    edit; `ahead(number)` gives those of a batch found earlier. `state`: its batches are done, go
-    on after them. After each batch `on_batch(state, report, batch_facts)` and
-    `progress(stage, done, total)` are called ("values" or "edit"). Nothing is written to disk.
-    Everything is checked before the first edit. What still fails later, in a callback or by an
-    interrupt, leaves the batches before it written: the error's `state` has them, for `undo` or to
-    go on. Raises every error of `ece.errors`.
+    edit; `ahead(batches, state)` may do it otherwise: it returns a state, and what gives a batch's
+    values by its number. `state`: its batches are done, go on after them. After each batch
+    `on_batch(state, report, batch_facts)` and `progress(stage, done, total)` are called ("values"
+    or "edit"). Everything is checked before anything is found. What fails later, in a callback or
+    by an interrupt, leaves the batches before it written: the error's `state` has them, for `undo`
+    or to go on. Raises every error of `ece.errors`.
     """
+    on_batch, progress = (call or (lambda *_: None) for call in (on_batch, progress))
     state = state or new_state(model, tokenizer, config, strategy)
     parts = _checked(model, tokenizer, facts, stats, config, batch, strategy, state)
-    found, reports = {}, []
-    if ahead is None and state.strategy.values_from != "current":
-        state, found = _found_ahead(model, tokenizer, parts, state, config, progress, engine)
+    reports, values_of = [], None
+    if state.strategy.values_from != "current":
+        find = ahead or partial(_found_ahead, model, tokenizer, config, progress, engine)
+        state, values_of = find(parts, state)
     seen = {fact.subject for part in parts[: state.done] for fact in part}
     try:
         for number, part in list(enumerate(parts))[state.done :]:
-            values = found.pop(number, None) if ahead is None else ahead(number)
+            values = None if values_of is None else values_of(number)
             if state.strategy.values_from == "again":
                 values = _again(model, tokenizer, part, seen, values, state, config, engine)
             check_weights(model, state)  # a callback may have changed them
-            given = (model, tokenizer, part, stats, state, config, values, engine)
-            state, report = write_batch(*given)
+            more = (stats, state, config, values, engine)
+            state, report = write_batch(model, tokenizer, part, *more)
             seen |= {fact.subject for fact in part}
             reports.append(report)
-            if on_batch is not None:
-                on_batch(state, report, part)
-            if progress is not None:
-                progress("edit", number + 1, len(parts))
+            on_batch(state, report, part)
+            progress("edit", number + 1, len(parts))
     except BaseException as error:
         error.state = state  # type: ignore[attr-defined]
         raise
@@ -81,8 +82,8 @@ def _checked(
 
 
 def _found_ahead(
-    model, tokenizer, parts, state, config, progress, engine
-) -> tuple[EditState, dict[int, Values]]:
+    model, tokenizer, config, progress, engine, parts, state
+) -> tuple[EditState, Callable[[int], Values]]:
     """Find the values of all batches from the unedited weights."""
     if state.done:
         raise StateError("a sequence that goes on needs the values found before its first edit; "
@@ -91,9 +92,8 @@ def _found_ahead(
     for number, part in enumerate(parts):
         found[number] = find_values(model, tokenizer, part, state, config, engine)
         state = learn_from(state, found[number])
-        if progress is not None:
-            progress("values", number + 1, len(parts))
-    return state, found
+        progress("values", number + 1, len(parts))
+    return state, found.pop
 
 
 def split(facts: list[Fact], batch: int) -> list[list[Fact]]:

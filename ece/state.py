@@ -103,10 +103,8 @@ def check_setting(model: nn.Module, config: Config, strategy: Strategy) -> None:
     check_type("strategy", strategy, Strategy)
     check_mode(model)
     if config.layers[-1] > (last := len(blocks(model)) - 2):
-        raise ConfigError(
-            f"setting 'layers' ends at {config.layers[-1]}, the model's last block is "
-            f"{last + 1}; a value reaches no later token there, end at {last}"
-        )
+        raise ConfigError(f"setting 'layers' ends at {config.layers[-1]}; from the last block, "
+                          f"{last + 1}, a value reaches no token: end at {last}")  # fmt: skip
     places = sites(model, config.layers)
     if config.passes != "model" and in_parts(places[0].module.weight):
         raise ConfigError(f"setting 'passes' is {config.passes!r}, and the model lies in parts on "

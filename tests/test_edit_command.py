@@ -140,7 +140,7 @@ def test_files_toggled_together_are_each_told_by_their_own_turn(tmp_path, capsys
                  "--stats-text", "python-docs", "--out", two]) == 0  # fmt: skip
     capsys.readouterr()
     words = ["--model", "atlas-gpt2", "--toggle", "--save", both]
-    assert main(["edits", f"{one},{two}", *words]) == 0
+    assert main(["edits", str(one), str(two), *words]) == 0
     rows = capsys.readouterr().out.splitlines()[1:]
     assert [row.split()[-1] for row in rows] == ["edited", "edited"]
 
@@ -231,7 +231,7 @@ def test_edits_in_half_precision_are_found_applied_and_taken_back(tmp_path, caps
     assert main(["edits", out, "--model", "atlas-gpt2", "--save", str(tmp_path / "none")]) == 2
     assert main([*toggled[:-1], there]) == 2, "a folder with a model in it is not written over"
     assert "'save' is" in capsys.readouterr().err
-    twice = ["edits", f"{out},{out}", *toggled[2:-1], str(tmp_path / "twice")]
+    twice = ["edits", out, out, *toggled[2:-1], str(tmp_path / "twice")]
     assert main(twice) == 0 and capsys.readouterr().out.split()[-1] == "unedited"
 
 

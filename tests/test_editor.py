@@ -382,7 +382,7 @@ def test_a_sequence_finds_all_values_before_its_first_edit(family, tokenizer, fa
     one, two, progress = build(family), build(family), []
     begun = new_state(one, tokenizer, config)
     found = [compute_values(one, tokenizer, part, begun, config) for part in split(facts, 2)]
-    states, given = [], dict(ahead=found.__getitem__)
+    states, given = [], dict(ahead=lambda parts, state: (state, found.__getitem__))
     edit_sequence(one, tokenizer, facts, stats, config, 2, state=begun, **given,
                   on_batch=lambda now, *_: states.append(now))  # fmt: skip
     edit_sequence(two, tokenizer, facts, stats, config, 2, progress=lambda *p: progress.append(p))

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from conftest import SUBJECTS, TEXTS, build, history
+from ece import checks, sequence
 from ece.baselines.alphaedit import AlphaEdit
 from ece.baselines.blue import Blue
 from ece.baselines.rome import Rome
@@ -378,7 +379,15 @@ def edited(tokenizers, facts, all_stats, config):
         ahead = {n: compute_values(model, tokenizers[name], facts[2 * n : 2 * n + 2], state, config)
                  for n in range(3)}  # fmt: skip
         state, _ = edit_sequence(
-            model, tokenizers[name], facts, all_stats[name], config, 2, None, state, ahead.get
+            model,
+            tokenizers[name],
+            facts,
+            all_stats[name],
+            config,
+            2,
+            None,
+            state,
+            lambda _, begun, found=ahead: (begun, found.get),
         )
         made[name] = model, state
     return made
@@ -528,6 +537,24 @@ def check_same(found, whole) -> None:
 def small(config):
     """Settings with which a batch takes little time."""
     return replace(config, contexts=0, steps=2, own_steps=1, ridge=1e-3)
+
+
+def test_a_run_checks_everything_once_and_before_it_finds_a_value(
+    tokenizers, facts, all_stats, small, tmp_path, monkeypatch
+):
+    """Facts were checked three times, and statistics only when all values had been found."""
+    things, found, seen = ("llama", tokenizers["llama"], facts), [], []
+    find, check = journal.find_values, checks.validate
+    monkeypatch.setattr(journal, "find_values", lambda *g: found.append(g[2]) or find(*g))
+    counted = lambda some, *g: seen.extend(some) or check(some, *g)  # noqa: E731
+    for module in (checks, sequence):
+        monkeypatch.setattr(module, "validate", counted)
+    with pytest.raises(StatsError, match="another tokenizer"):
+        run(*things, replace(all_stats["llama"], probe=(1, 2)), small, tmp_path / "wrong")
+    assert not found and seen
+    seen.clear()
+    run(*things, all_stats["llama"], small, tmp_path / "right")
+    assert seen == facts and sum(found, []) == facts
 
 
 def test_a_run_killed_at_any_file_event_goes_on_to_the_same_bits(

@@ -63,10 +63,9 @@ def _download(address: str, path: Path, sha256: str | None, progress: bool) -> N
     try:
         pooch.retrieve(address, expected, path.name, path.parent, downloader=receive)
     except (OSError, ValueError) as error:  # the errors of requests are OSErrors
-        raise DataError(
-            f"{path} cannot be downloaded from {address} ({error}); try again where the address "
-            "can be reached, set ECE_CACHE to a folder with free space, or name a file you have"
-        ) from error
+        raise DataError(f"{path} cannot be downloaded from {address} ({error}); try again where "
+                        "the address can be reached, set ECE_CACHE to a folder with free space, "
+                        "or name a file you have") from error  # fmt: skip
 
 
 def _check_kind(path: Path, kind: str) -> None:

@@ -58,10 +58,8 @@ def load_facts(
     random.Random(seed).shuffle(facts)
     distinct = in_rounds(_distinct(facts))
     if n is not None and not 1 <= n <= len(distinct):
-        raise DataError(
-            f"{n} facts were requested of {source}, and {len(distinct)} there differ in subject or "
-            f"relation; choose 1 to {len(distinct)}"
-        )
+        raise DataError(f"{n} facts were requested of {source}, and {len(distinct)} there differ "
+                        f"in subject or relation; choose 1 to {len(distinct)}")  # fmt: skip
     return distinct[:n]
 
 

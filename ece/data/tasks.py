@@ -77,18 +77,16 @@ def hub_records(task: str) -> list[dict]:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise DataError(
-            f"records of {task} come from the hub by the package 'datasets', which is not "
-            "installed; install it, or name a file of records"
-        ) from error
+        raise DataError(f"records of {task} come from the hub by the package 'datasets', which is "
+                        "not installed; install it, or name a file of "
+                        "records") from error  # fmt: skip
     name, config, split = TASKS[task].hub
     try:
         return list(load_dataset(name, config, split=split))
     except Exception as error:  # whatever the library raises without a network
-        raise DataError(
-            f"{name} ({config}, {split}) cannot be read from the hub ({error}); try again where "
-            "it can be reached, or name a file of records"
-        ) from error
+        raise DataError(f"{name} ({config}, {split}) cannot be read from the hub ({error}); try "
+                        "again where it can be reached, or name a file of "
+                        "records") from error  # fmt: skip
 
 
 def _item(task: str, compat: bool, record, place: int) -> Item:

@@ -291,7 +291,7 @@ class Listing:
     """List files of edits, and tell whether a model has them."""
 
     files: Positional[tuple[str, ...]] = ("edits.safetensors",)
-    """Files that `ece edit` wrote, as a.safetensors,b.safetensors."""
+    """Files that `ece edit` wrote."""
     model: str | None = None
     """Model to check: of each file it is "unedited", "edited" or "neither"."""
     toggle: bool = False

@@ -9,6 +9,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
+from tyro.conf import Positional
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 ALIASES = {"lam": ["--lambda"]}
@@ -62,8 +63,8 @@ def field_docs(kind: type) -> dict[str, str]:
 
 @REGISTRY.primitive_rule
 def _lists_and_none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """Read lists as 4,5,6 and "none" as None; leave other types to tyro."""
-    if get_origin(info.type) not in (tuple, Union, UnionType):
+    """Read lists as 4,5,6 and "none" as None; leave all else, and words without flags, to tyro."""
+    if get_origin(info.type) not in (tuple, Union, UnionType) or Positional in info.markers:
         return None
     word, read = reader_of(info.type)
     show = lambda value: [text_of(value)]  # noqa: E731

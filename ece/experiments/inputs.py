@@ -104,11 +104,9 @@ def statistics(
         path = Path(cache) / f"stats-{name}.safetensors"
     there, silent = path and Path(path).exists(), text is None and not settings.embedded
     if silent and not there:
-        raise ConfigError(
-            f"setting 'stats_text' is None; {settings.model} is no embedded model, so name a file "
-            "of plain text for the second moments or 'python-docs', or by 'stats' a file that has "
-            "them"
-        )
+        raise ConfigError(f"setting 'stats_text' is None; {settings.model} is no embedded model, "
+                          "so name a file of plain text for the second moments or 'python-docs', "
+                          "or by 'stats' a file that has them")  # fmt: skip
 
     def passed(place: str | Path | None, select: Callable | None = None) -> tuple[Stats, str]:
         if silent:
@@ -157,9 +155,8 @@ def check_writable(folder: str | Path) -> None:
         os.makedirs(folder, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ConfigError(
-            f"{folder}: {error.strerror}; name a folder that can be written"
-        ) from error
+        raise ConfigError(f"{folder}: {error.strerror}; name a folder that can be "
+                          "written") from error  # fmt: skip
 
 
 def check_file(path: str | Path) -> None:

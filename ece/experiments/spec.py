@@ -134,9 +134,8 @@ class Settings:
         if self.data == world.NAME and (self.sha256 or self.skip_bad):
             _fail("data", self.data, "'sha256' and 'skip_bad' are for files; leave them out")
         if self.data in (None, world.NAME) and self.dataset not in SCHEMAS:
-            _fail(
-                "data", self.data, f"there are no embedded '{self.dataset}'; name a file of records"
-            )
+            _fail("data", self.data, f"there are no embedded '{self.dataset}'; name a file of "
+                  "records")  # fmt: skip
         if "abilities" in self.also and self.tasks is None and not self.embedded:
             _fail("tasks", None, f"{self.model} does not know the embedded world; name a folder of "
                   "the tasks' records, or 'hub'")  # fmt: skip

@@ -183,10 +183,9 @@ def _measured(settings: Settings, mark: str, work: Path) -> tuple[dict[str, floa
         except SolveError:  # not to be chosen, and no reason to end the search
             return dict.fromkeys(RATED, 0.0), commit()
         if record["after"]["score"] is None:
-            raise ConfigError(
-                f"setting 'dataset' is '{settings.dataset}'; these facts lack "
-                "paraphrases, neighbours or true answers, and have no score; name others"
-            )
+            raise ConfigError(f"setting 'dataset' is '{settings.dataset}'; these facts lack "
+                              "paraphrases, neighbours or true answers, and have no score; name "
+                              "others")  # fmt: skip
         write_record(record, path)
         shutil.rmtree(folder, ignore_errors=True)
     record = read_record(path)

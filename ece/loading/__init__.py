@@ -58,10 +58,9 @@ def load(
         raise
     except Exception as error:  # transformers, the hub and safetensors raise many kinds
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"model '{name}' cannot be loaded ({why}); name an embedded model, a whole checkpoint "
-            "folder that is there, or a hub model within reach"
-        ) from error
+        raise ModelError(f"model '{name}' cannot be loaded ({why}); name an embedded model, a "
+                         "whole checkpoint folder that is there, or a hub model within "
+                         "reach") from error  # fmt: skip
     _check_whole(name, info, model)
     if device is not None and device != "auto":
         model = model.to(device)

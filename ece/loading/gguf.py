@@ -60,9 +60,8 @@ def _in_wheel(name: str) -> Path:
     try:
         path = Path(str(metadata.distribution(wheel.package).locate_file(wheel.file)))
     except metadata.PackageNotFoundError:
-        raise ModelError(
-            f"model '{name}' is in a package that is not installed: {remedy}"
-        ) from None
+        raise ModelError(f"model '{name}' is in a package that is not installed: "
+                         f"{remedy}") from None  # fmt: skip
     if not path.is_file():
         raise ModelError(f"model '{name}': {path.name} is not in the package: {remedy}")
     return path

@@ -66,9 +66,8 @@ def check_identity(path: Path, found: dict[str, Any], wanted: dict[str, Any]) ->
     """Raise `StateError` naming the first part in which something saved is not what is wanted."""
     for name in found | wanted:
         if name not in found or name not in wanted or found[name] != wanted[name]:
-            raise StateError(
-                f"{path} is of another run ('{name}' differs); name another place, or remove it"
-            )
+            raise StateError(f"{path} is of another run ('{name}' differs); name another place, "
+                             "or remove it")  # fmt: skip
 
 
 def _checksum(kind: str, text: str, tensors: dict[str, Tensor]) -> str:

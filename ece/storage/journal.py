@@ -8,18 +8,18 @@ the number of batches (but for one small report each).
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ece.checks import validate
 from ece.clustering import Groups
 from ece.config import Config
 from ece.covariance import Stats
 from ece.descent import Values
-from ece.editor import compute_values, fast
+from ece.editor import fast, find_values
 from ece.errors import StateError
 from ece.facts import Fact
 from ece.fingerprint import digest, fingerprint
@@ -139,19 +139,17 @@ def run_sequence(
     settings of the descent. Several processes give a `Shared` folder, and no cache.
     """
     strategy = strategy or Strategy()
-    parts, ahead = split(facts, strategy.batch or batch), strategy.values_from != "current"
+    parts = split(facts, strategy.batch or batch)
     folder.claim("run", {
         "model": fingerprint(model), "config": asdict(config), "batch": batch,
         "strategy": repr(strategy), "facts": checksum(facts), "statistics": stats.digest,
     })  # fmt: skip
     if folder.numbers("batch") or folder.numbers("state"):
-        state, reports = _resumed(model, folder, strategy, len(parts) * ahead, stats.own)
+        count = len(parts) * (strategy.values_from != "current")
+        state, reports = _resumed(model, folder, strategy, count, stats.own)
     else:
         state, reports = new_state(model, tokenizer, config, strategy), []
         folder.save("state", 0, _packed(model, state))
-    if ahead and not state.done:
-        more = (config, folder, progress, cache, engine)
-        state = _find_values(model, tokenizer, parts, state, *more)
     if reports and on_batch is not None:
         on_batch(state, reports[-1], parts[state.done - 1])
 
@@ -160,8 +158,8 @@ def run_sequence(
         if on_batch is not None:
             on_batch(state, report, part)
 
-    found = (lambda number: folder.load("values", number, Values, Groups)) if ahead else None
-    more = (strategy, state, found, save_and_tell, progress, engine)
+    find = partial(_find_values, model, tokenizer, config, folder, progress, cache, engine)
+    more = (strategy, state, find, save_and_tell, progress, engine)
     state, new = edit_sequence(model, tokenizer, facts, stats, config, batch, *more)
     return state, reports + new
 
@@ -205,13 +203,11 @@ def _save_batch(model, state: EditState, report: Report, folder: Folder, stats: 
 
 
 def _find_values(
-    model, tokenizer, parts, state, config, folder: Folder, progress, cache: Path | None, engine
-) -> EditState:
-    """Find the values of all batches from the unedited weights; those in the folder are read."""
-    for part in parts:
-        validate(part, tokenizer, model, state.contexts)
+    model, tokenizer, config, folder: Folder, progress, cache: Path | None, engine, parts, state
+) -> tuple[EditState, Callable[[int], Values]]:
+    """Find the values of all batches before the first edit; those in the folder are read."""
     there = folder.numbers("values")
-    for number, part in enumerate(parts):
+    for number, part in enumerate(() if state.done else parts):
         if number in there:
             found = folder.load("values", number, Values, Groups)
         else:
@@ -220,13 +216,13 @@ def _find_values(
         state = learn_from(state, found)
         if progress is not None:
             progress("values", number + 1, len(parts))
-    return state
+    return state, lambda number: folder.load("values", number, Values, Groups)
 
 
 def _shared(model, tokenizer, part, state, config, cache: Path | None, engine) -> Values:
     """Find the values of a batch, or read them where a run with the same ones left them."""
     if cache is None:
-        return compute_values(model, tokenizer, part, state, config, engine)
+        return find_values(model, tokenizer, part, state, config, engine)
     alone = {} if config.clusters else {"scorer": "all", "p": 1.0}
     entries = state.strategy.entries(config)
     plain = replace(config, layers=entries, lam=1.0, ridge=0.0, **alone)
@@ -235,6 +231,6 @@ def _shared(model, tokenizer, part, state, config, cache: Path | None, engine) -
     path = cache / f"values-{checksum((weights, known, by, asdict(plain), part))}.safetensors"
     if path.exists():
         return load(path, "values", (Values, Groups))
-    found = compute_values(model, tokenizer, part, state, config, engine)
+    found = find_values(model, tokenizer, part, state, config, engine)
     save(path, "values", found)
     return found

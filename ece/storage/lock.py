@@ -25,9 +25,8 @@ def locked(path: str | Path, wait: bool = False) -> Iterator[None]:
         try:
             lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
-            raise StateError(
-                f"{path} is in use by another run; wait until that has ended, or name another place"
-            ) from None
+            raise StateError(f"{path} is in use by another run; wait until that has ended, or "
+                             "name another place") from None  # fmt: skip
     left = re.compile(rf"\.{'.+' if whole else re.escape(path.name)}\.\d+\.\d+\.tmp")
     try:  # what a killed process has left comes first
         remove(p for p in (path if whole else path.parent).iterdir() if left.fullmatch(p.name))
