@@ -14,7 +14,7 @@ from ece.errors import StatsError, check_finite, check_mode
 from ece.facts import encode, probe
 from ece.fingerprint import digest, fingerprint
 from ece.hooks import capture, states_at
-from ece.model import sites
+from ece.model import room, sites
 
 ROW = 1024  # longest packed row; a model that reads less sets its own
 
@@ -100,7 +100,7 @@ def second_moment(
         raise StatsError(f"layers is {layers!r}, max_tokens {max_tokens!r}; give a tuple of layers "
                          "and a whole number of tokens")  # fmt: skip
     check_mode(model)
-    length = min(getattr(model.config, "max_position_embeddings", ROW), ROW, max_tokens)
+    length = min(room(model, whole=True), ROW, max_tokens)
     start = start or Sums({}, 0, 0)
     sums, tokens, done = {n: t.clone() for n, t in start.sums.items()}, start.tokens, start.forwards
     groups = packed(tokenizer, texts, length, max(1, max_tokens // length), select)

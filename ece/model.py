@@ -75,11 +75,10 @@ class Site:
 
 def structure(model: nn.Module) -> Structure:
     """Find the model's parts; `ModelError` says what is missing or there more than once."""
-    kind, width = model.config.model_type, getattr(model.config, "hidden_size", None)
-    if width is None:
-        raise ModelError(f"model type '{kind}' is more than a decoder of text (it may read images, "
-                         "too); ece edits dense decoders")  # fmt: skip
-    path, base = next((name, m) for name, m in model.named_modules() if m is model.base_model)
+    kind, config = model.config.model_type, model.config.get_text_config()
+    width, whole = getattr(config, "hidden_size", None), config is model.config
+    home = model.base_model if whole else model.get_decoder()  # it may read images, too
+    path, base = next((name, m) for name, m in model.named_modules() if m is home)
     named = list(base.named_children())
     while len(named) == 1 and not isinstance(named[0][1], nn.ModuleList):
         path, named = f"{path}.{named[0][0]}", list(named[0][1].named_children())
@@ -130,7 +129,7 @@ def room(model, whole: bool = False) -> int:
     names = ["max_position_embeddings"]
     if not whole:  # beyond the last some families change the angles of all positions
         names += ["sliding_window", "window_size", "original_max_position_embeddings"]
-    sizes = [getattr(model.config, name, None) for name in names]
+    sizes = [getattr(model.config.get_text_config(), name, None) for name in names]
     return min((size for size in sizes if isinstance(size, int) and size > 0), default=2**31)
 
 

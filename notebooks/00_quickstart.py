@@ -38,11 +38,12 @@ from itertools import islice
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 
 import ece
 from ece import atlas, presets
-from ece.book import plots
+from ece.book import plots, tables
 from ece.data import load_facts, python_docs, world
 from ece.evaluation.generation import generate
 from ece.evaluation.metrics import evaluate, known
@@ -153,10 +154,13 @@ unedited_rates = evaluate(model, tokenizer, [given])
 edited, report = ece.edit_batch(
     model, tokenizer, [fact], stats, state, config
 )
-print(" " * 12, *(f"{answer:>10}" for answer in answers))
-for where, old, new in zip(("edited", "neighbour"), before, after):
-    row = (f"{a:4.2f}->{b:4.2f}" for a, b in zip(old, new))
-    print(f"{where:12}", *row)
+
+# %% tags=["hide-input"]
+places = "edited", "neighbour"
+tables.table(pd.DataFrame({
+    place: [f"{a:.2f} → {b:.2f}" for a, b in zip(old, new)]
+    for place, old, new in zip(places, before, after)}, answers),
+    "Probability of an answer, before → after the edit")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Probability of five answers before and after the edit: to the edited prompt (above) and to a neighbour's (below).", "name": "fig-quickstart-answers"}, "image": {"alt": "Two panels of horizontal bars. Above, the edited prompt: the old answer falls from 0.86 to 0 and the new one rises from 0 to 0.99. Below, the neighbour: the old answer falls from 0.60 to 0.26, and no other of the five gains."}}
 figure, axes = plt.subplots(2, 1, figsize=(4.6, 5.6), sharex=True)
@@ -176,14 +180,15 @@ plt.show()
 
 # %%
 rates = evaluate(model, tokenizer, [given])
-print("share of prompts          likelier  first choice")
-for name, kind in (("new answer, edited", "efficacy"),
-                   ("new answer, reworded", "generalization"),
-                   ("old answer, neighbours", "specificity")):
-    pair = (getattr(rates, kind + end)[0] for end in ("", "_top1"))
-    print("{:24} {:8.0%} {:12.0%}".format(name, *pair))
-first = unedited_rates.specificity_top1[0]
-print(f"{'the same before':24} {'':8} {first:12.0%}")
+ASKED = {"new answer, edited": (rates, "efficacy"),
+         "new answer, reworded": (rates, "generalization"),
+         "old answer, neighbours": (rates, "specificity"),
+         "the same before": (unedited_rates, "specificity")}
+shares = {name: [100 * getattr(own, kind + end)[0]
+                 for end in ("", "_top1")]
+          for name, (own, kind) in ASKED.items()}
+tables.table(pd.DataFrame(shares, ["likelier", "first choice"]).T,
+             "Share of the prompts, %", 0)
 
 # %% [markdown]
 # The report says where the edit went: in each edit layer only the chosen neurons

@@ -359,8 +359,10 @@ sizes = pd.DataFrame(record["batches"])
 sizes["edit"] = sizes.seconds / sizes.batch
 sizes["method"] = sizes.stage.replace("ece", "ece-rs")
 sizes["model"] = record["model"]
-ax = plots.lines(sizes, "batch", "edit", ylabel="seconds per edit")[0]
+ax = plots.lines(sizes, "batch", "edit", ylabel="seconds per edit",
+                 columns=0)[0]
 ax.set(xscale="log", yscale="log", xlabel="facts in the batch")
+plots.label_ends(ax)
 plt.show()
 
 # %% [markdown]

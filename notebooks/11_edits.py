@@ -142,10 +142,11 @@ for edits in (100, 300, 600, 1200):
 def curves(metric):
     """A rate of every method over the edits."""
     axes = plots.lines(curve, "edited", metric, ylabel=f"{metric}, %",
-                       height=3.0)
+                       height=3.0, columns=0)
     axes[-1].set(xlabel="facts edited")
     for ax in axes:
         ax.set(ylim=(0, 102))
+        plots.label_ends(ax)
     plt.show()
 
 
@@ -218,9 +219,11 @@ at_points("score_unedited", "The same without edited neighbours, %")
 lost = batches.pivot_table("efficacy", [*sides, "edited"], "when",
                            sort=False)
 lost = (lost.at_write - lost.after).rename("lost").reset_index()
-axes = plots.lines(lost, "edited", "lost", height=3.0,
+axes = plots.lines(lost, "edited", "lost", height=3.0, columns=0,
                    ylabel="efficacy lost, points")
 axes[-1].set(xlabel="edits when the batch was written")
+for ax in axes:
+    plots.label_ends(ax)
 plt.show()
 
 # %% [markdown]

@@ -126,12 +126,14 @@ tables.table(real_rates[[*RATES, "efficacy_top1"]].rename(
 # Two hundred facts, after the last batch.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Score after 200 edits against the number of facts in a batch. Where it matters, it matters to MEMIT without a history.", "name": "fig-batch-size"}, "image": {"alt": "Line charts of the score against the batch size from 10 to 100, one for each model. The lines of memit-history and ece-plus are flat; that of memit rises by 2 points with the batch size on atlas-gpt2 and by 4 on atlas-gptj; on atlas-llama all are flat."}}
-axes = plots.lines(rates, "batch", "score", ylabel="score, %")
+axes = plots.lines(rates, "batch", "score", ylabel="score, %",
+                   columns=0)
 axes[-1].set(xscale="log", xlabel="facts per batch")
 axes[-1].set_xticks(sizes := sorted(rates.batch.unique()), sizes)
 axes[-1].minorticks_off()
 for ax in axes:
     ax.set(ylim=(89, 99))
+    plots.label_ends(ax)
 plt.show()
 
 # %% tags=["hide-input"]

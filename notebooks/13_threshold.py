@@ -72,8 +72,9 @@ tables.table(on_real[RATES].rename("p = {:.1f}".format),
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "SmolLM2-135M after 500 edits by `ece-rs`, against the threshold $p$.", "name": "fig-threshold-real"}, "image": {"alt": "Four lines against p from 0.5 to 1. The score rises from p = 0.5 to 0.7, again from 0.8 to 0.9, and ends a little lower; efficacy, generalization and specificity rise by 3 to 11 points in all."}}
 long = on_real[RATES].rename_axis(columns="rate").stack().rename("value")
 [ax] = plots.lines(long.reset_index(), "p", "value", "rate", by=None,
-                   columns=2, ylabel="%")
+                   columns=0, ylabel="%")
 ax.set(title="")
+plots.label_ends(ax)
 plt.show()
 
 # %% [markdown]
@@ -122,7 +123,8 @@ kept = pd.DataFrame([
 ])
 kept["share"] = 100 * kept.n / W.shape[1]
 [ax] = plots.lines(kept.assign(model=MODEL), "p", "share", height=3.6,
-                   columns=3, ylabel=f"neurons of layer {layer}, %")
+                   columns=0, ylabel=f"neurons of layer {layer}, %")
+plots.label_ends(ax)
 ax.plot([0, 1], [0, 100], ":", color=plots.GREY)
 plt.show()
 
@@ -138,9 +140,10 @@ plt.show()
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Score after 200 edits against the threshold $p$.", "name": "fig-threshold-score"}, "image": {"alt": "Line charts of the score against p, one for each model. Nearly every line rises with p. On atlas-gptj RS starts at 23 percent for p of 0.5 and reaches 96 at p of 1; on atlas-llama all lines are above 90 from p of 0.7 on."}}
 def over_p(metric):
     axes = plots.lines(rates, "p", metric, ylabel=f"{metric}, %",
-                       columns=3)
+                       columns=0)
     for ax in axes:
         ax.set(ylim=(0, 102))
+        plots.label_ends(ax)
     plt.show()
 
 

@@ -157,8 +157,9 @@ tables.table(gain.loc[list(PARTS)].rename(PARTS).map(
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Score against the number of groups in a batch of 25 facts.", "name": "fig-parts-groups"}, "image": {"alt": "Two nearly flat lines of the score for 1, 5, 10 and 20 groups: that of atlas-llama a little higher than that of atlas-gpt2."}}
 grouped = rates[rates.part.isin([BASE, *CHANGES["clusters"].values()])]
 [ax] = plots.lines(grouped, "clusters", "score", hue="model", by=None,
-                   ylabel="score, %")
+                   ylabel="score, %", columns=0)
 ax.set(xlabel="groups in a batch of 25")
+plots.label_ends(ax)
 plt.show()
 
 # %% [markdown]
@@ -202,10 +203,11 @@ METHOD = {"activation": "ece-as", "weight": "ece-wi",
 by_layer = pd.DataFrame(share).mul(100).rename(columns=METHOD)
 by_layer = by_layer.rename_axis("layer").reset_index().melt(
     "layer", var_name="method", value_name="share")
-[ax] = plots.lines(by_layer, "layer", "share", by=None, columns=3,
+[ax] = plots.lines(by_layer, "layer", "share", by=None, columns=0,
                    ylabel="share of the score, %")
 ax.axvspan(fixed[0] - 0.3, fixed[-1] + 0.3, color=plots.GREY, alpha=0.15)
 ax.set(ylim=(0, None), xticks=by_layer.layer.unique())
+plots.label_ends(ax)
 plt.show()
 
 # %% [markdown]

@@ -170,11 +170,14 @@ def along(setting, *names):
     return found.sort_values(["model", setting], ignore_index=True)
 
 
-def panel(frame, setting):
+def panel(frame, setting, xscale="linear"):
     long = frame.melt(["model", setting], RATES[:1] + RATES[2:],
                       "metric", "rate")
-    return plots.lines(long, setting, "rate", hue="metric", height=2.6,
-                       columns=3)
+    axes = plots.lines(long, setting, "rate", hue="metric", height=2.6,
+                       columns=0)
+    axes[-1].set(xscale=xscale)
+    for ax in axes:
+        plots.label_ends(ax)
 
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Rates of `ece-plus` after 300 edits against the share of $C_0$ that is taken at the ends of names.", "name": "fig-plus-names"}, "image": {"alt": "Line charts of efficacy, specificity and score against the share from 0 to 1, one for each model. The lines are flat up to 0.75 and fall at 1, steeply on atlas-gptj."}}
@@ -214,8 +217,7 @@ tables.table(gains.map("{:+.1f}".format),
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Rates of `ece-plus` after 300 edits against the NLL at which a descent stops.", "name": "fig-plus-stop"}, "image": {"alt": "Line charts of efficacy, specificity and score against the stop, on a logarithmic axis, one for each model. Specificity rises slowly with the stop; efficacy falls a little at its end."}}
 by_stop = along("stop", "plus-stop", "table1")
-axes = panel(by_stop, "stop")
-axes[-1].set(xscale="log")
+panel(by_stop, "stop", "log")
 plt.show()
 
 # %% [markdown]

@@ -100,10 +100,12 @@ for name, changes in {
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean NLL of six new answers over the steps of the descent, by learning rate. The published rate crawls, because the states of this model are long.", "name": "fig-rates"}, "image": {"alt": "Four falling lines of the mean NLL over ten steps. The line of the published rate of 0.5 falls slowly and is far above the others at step ten; the lines of 0.35, 0.7 and 1.4 times the length of the state are near zero by then."}}
 frame = pd.DataFrame(curves).rename_axis("step").reset_index()
-long = frame.melt("step", var_name="rate", value_name="NLL")
-(ax,) = plots.lines(long, "step", "NLL", "rate", by=None, columns=1,
-                    ylabel="NLL, nats per token", height=4.2)
+long = frame.melt("step", var_name="rate", value_name="NLL").replace(
+    {"rate": {" of the": " ×", "as ": ""}}, regex=True)
+(ax,) = plots.lines(long, "step", "NLL", "rate", by=None, columns=0,
+                    ylabel="NLL, nats per token", height=3.6)
 ax.set(xlabel="gradient step", title="")
+plots.label_ends(ax)
 plt.show()
 
 # %% [markdown]
@@ -139,20 +141,21 @@ starts = {
 }
 for shared in ("anchor", "mean"):  # 12 shared steps, then 6 own
     setting = replace(config, shared=shared, steps=18, own_steps=6)
-    name = f"{shared}, after 12 shared steps"
-    starts[name] = two_step(problem, W, setting)
+    starts[shared] = two_step(problem, W, setting)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean NLL of the six new answers over a fact's own steps, by start, at the same rate.", "name": "fig-starts"}, "image": {"alt": "Lines of the mean NLL over six own steps for four starts: zero, learned, and the anchor's and the cluster mean's value after twelve shared steps. The cluster mean begins lowest and rises at the first step; of the others the anchor's begins lowest, then the learned start, then zero."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean NLL of the six new answers over a fact's own steps, by start, at the same rate. The anchor's and the mean's value come from twelve shared steps.", "name": "fig-starts"}, "image": {"alt": "Lines of the mean NLL over six own steps for four starts: zero, learned, and the anchor's and the cluster mean's value after twelve shared steps. The cluster mean begins lowest and rises at the first step; of the others the anchor's begins lowest, then the learned start, then zero."}}
 frame = pd.DataFrame({n: v.losses.mean(1) for n, v in starts.items()})
 long = frame.rename_axis("step").reset_index().melt(
     "step", var_name="start", value_name="NLL")
-(ax,) = plots.lines(long, "step", "NLL", "start", by=None, columns=1,
-                    ylabel="NLL, nats per token", height=4.2)
+(ax,) = plots.lines(long, "step", "NLL", "start", by=None, columns=0,
+                    ylabel="NLL, nats per token", height=3.6)
 ax.set(xlabel="gradient step of each fact's own", title="")
+plots.label_ends(ax)
 plt.show()
 
 # %%
-tables.table(frame.T[[0, 1, 3, 6]], "Mean NLL after own steps", 2)
+tables.table(frame.T[[0, 1, 3, 6]], "Mean NLL after own steps "
+             "(anchor and mean: after 12 shared ones)", 2)
 
 # %% [markdown]
 # The first step of a fresh Adam is 0.7 times as long as the state, so a start that is already

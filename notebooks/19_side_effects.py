@@ -84,7 +84,7 @@ def curve(metric, **kinds):
     """Draw one measure against the number of edits."""
     frame = path[path.metric == metric].sort_values("edited")
     [ax] = plots.lines(
-        frame, "edited", "value", by=None, columns=3, **kinds)
+        frame, "edited", "value", by=None, columns=0, **kinds)
     ax.set(xlabel="edits")
     return ax
 
@@ -135,7 +135,7 @@ for ax in plots.lines(each.sort_values(["task", "edited"]), "edited",
 plt.show()
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean F1 over six tasks against the number of edits, by the choice of the model.", "name": "fig-side-f1"}, "image": {"alt": "Lines of mean F1 against 0 to 1,000 edits; all start at 32 percent and end between 32 and 45, crossing each other."}}
-curve("abilities_f1", ylabel="mean F1, %")
+plots.label_ends(curve("abilities_f1", ylabel="mean F1, %"))
 plt.show()
 
 # %% tags=["hide-input"]
@@ -178,6 +178,7 @@ tables.table(
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Perplexity on neutral text against the number of edits.", "name": "fig-side-perplexity"}, "image": {"alt": "Lines of perplexity, on a logarithmic axis, against 0 to 1,000 edits; all start at 86 and rise with every point. ROME leaves the others at once and ends a thousand times higher; the three of ECE are the highest of the rest."}}
 ax = curve("perplexity", ylabel="perplexity")
 ax.set(yscale="log")
+plots.label_ends(ax)
 plt.show()
 
 # %% [markdown]
@@ -206,8 +207,9 @@ tables.table(after[list(DRIFT)].rename(columns=DRIFT),
 lasting = path[path.metric.isin(["score", "first_score"])].query(
     "edited > 0").replace(
     {"score": "all so far", "first_score": "first 100"})
-plots.lines(lasting, "edited", "value", by="metric", columns=3,
-            ylabel="score, %")
+for ax in plots.lines(lasting, "edited", "value", by="metric",
+                      columns=0, ylabel="score, %"):
+    plots.label_ends(ax)
 plt.show()
 
 # %% tags=["hide-input"]
@@ -272,9 +274,10 @@ tasks = ours.query("metric == 'abilities_accuracy'")
 tasks = tasks.sort_values(["model", "edited"], kind="stable")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean accuracy over the six tasks of the embedded models against the number of edits.", "name": "fig-side-atlas"}, "image": {"alt": "Two panels of nine lines that fall from 99 percent. On atlas-gpt2 ROME ends at 62 and ece-plus at 76 percent, the others between 83 and 91; on atlas-llama ece-plus ends at 79, the others between 85 and 97."}}
-for ax in plots.lines(tasks, "edited", "value", columns=3, height=3.2,
+for ax in plots.lines(tasks, "edited", "value", columns=0, height=3.2,
                       ylabel="mean accuracy, %"):
     ax.set(xlabel="edits")
+    plots.label_ends(ax)
 plt.show()
 
 # %% tags=["hide-input"]

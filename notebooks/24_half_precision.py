@@ -21,8 +21,9 @@
 # **What was found**
 #
 # - *Writing* loses little. Float16 rounds away at most 0.03 % of an update, bfloat16 0.2 %.
-# - *Finding* the values loses far more. In bfloat16 the update that is written is 4.7 to 72.3 % of
-#   its length away from the one that a float64 model gets; in float16 1.8 to 23.8 %.
+# - *Finding* the values loses far more. In bfloat16 the update that is written is a twentieth to almost
+#   three quarters of its length away from the one that a float64 model gets; in float16 a fiftieth
+#   to about a quarter. (How much exactly depends on the processor: the descent amplifies rounding.)
 # - The scores hardly follow. In float16 each is within half a point of the float64 model's, in
 #   bfloat16 within three points, where ECE misses one fact: most other values serve as well.
 # - So float32 edit layers in a bfloat16 model (`widen`) mend the small loss and not the large
@@ -129,7 +130,7 @@ tables.table(lost.groupby("model").max().map("{:.1g}".format),
 # %% tags=["hide-input", "nbval-ignore-output"]
 tables.table(away.round(1), "Away from the float64 model's update, %")
 
-# %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "How far the written update is from the float64 model's, on a logarithmic scale. Float32 edit layers in a bfloat16 model change nothing here.", "name": "fig-half-away"}, "image": {"alt": "Four lines that rise from a hundredth of a percent or less in float32 to between 1.8 and 23.8 percent in float16, and to between 4.7 and 72.3 percent in bfloat16, where they stay when the edit layers are widened."}}
+# %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "How far the written update is from the float64 model's, on a logarithmic scale. Float32 edit layers in a bfloat16 model change nothing here.", "name": "fig-half-away"}, "image": {"alt": "Four lines that rise from a hundredth of a percent or less in float32 to between a fiftieth and about a quarter in float16, and to between a twentieth and almost three quarters in bfloat16, where they stay when the edit layers are widened."}}
 drawn = found[found["format"] != "float64"].assign(
     away=lambda t: 100 * t["away"],
     of=lambda t: t["method"] + ", " + t["model"])
@@ -145,9 +146,9 @@ if MODEL is None and not DATA:
     assert lost["float16"].max() < 0.03 and lost["bfloat16"].max() < 0.25
     assert lost[WIDE].max() < 1e-5
     assert away["float32"].max() < 0.1
-    assert 0.5 < away["float16"].min() < away["float16"].max() < 40
+    assert 1 < away["float16"].min() < 3 < 18 < away["float16"].max() < 30
     low, high = away["bfloat16"].min(), away["bfloat16"].max()
-    assert 2 < low < 8 and 40 < high < 90
+    assert 3 < low < 7 and 60 < high < 80
     assert (away[WIDE] / away["bfloat16"]).sub(1).abs().max() < 0.3
 
 # %% [markdown]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from conftest import TEXTS, build, same, weights
-from ece import engine, objective
+from ece import engine, objective, presets
 from ece.baselines.blue import Blue
 from ece.config import Config
 from ece.covariance import second_moment
@@ -25,6 +25,7 @@ from ece.hooks import add_at, gain, states_at
 from ece.loading import check, load, widen
 from ece.model import sites
 from ece.presets import suggest
+from ece.sequence import edit_sequence
 from ece.state import new_state, undo
 
 SIZES = dict(
@@ -37,12 +38,20 @@ NO_HEAD = dict(head_dim=None)  # the family derives it
 LOCAL = dict(attention_types=[[["global", "local"], 2]], num_heads=2)
 HALF = dict(encoder_layers=4, decoder_layers=4, encoder_ffn_dim=40, decoder_ffn_dim=40,
             encoder_attention_heads=2, decoder_attention_heads=2)  # fmt: skip
+SLIDING = dict(layer_types=["sliding_attention", "full_attention"] * 2)
+DENSE = dict(hidden_size_per_layer_input=0, num_kv_shared_layers=0)  # no inputs beside the MLP
+EYES = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+            image_size=28, patch_size=14)  # fmt: skip
 MAMBA2 = dict(num_heads=4, expand=2, n_groups=1, state_size=8)
 
 SERVED = {
+    "apertus": {},
+    "arcee": {},
     "biogpt": {},
     "cohere": {},
-    "cohere2": dict(layer_types=["sliding_attention", "full_attention"] * 2),
+    "cohere2": SLIDING,
+    "cwm": SLIDING,
+    "ernie4_5": {},
     "falcon": NO_HEAD,
     "falcon, one after the other": dict(**NO_HEAD, parallel_attn=False),
     "falcon, new": dict(**NO_HEAD, new_decoder_architecture=True),
@@ -57,9 +66,13 @@ SERVED = {
     "granite": dict(attention_multiplier=0.3, embedding_multiplier=12.0, logits_scaling=8.0,
                     residual_multiplier=0.22),
     "helium": {},
+    "hunyuan_v1_dense": {},
+    "jais2": {},
     "llama": {},
     "minicpm3": dict(q_lora_rank=8, kv_lora_rank=8, qk_nope_head_dim=4, qk_rope_head_dim=4,
                      v_head_dim=16, num_key_value_heads=2),
+    "ministral": {},
+    "ministral3": {},
     "mistral": {},
     "mistral, wide heads": dict(head_dim=16),
     "nemotron": {},
@@ -75,6 +88,7 @@ SERVED = {
     "stablelm": {},
     "stablelm, parallel": dict(use_parallel_residual=True),
     "starcoder2": {},
+    "vaultgemma": SLIDING,
     "xglm": {},
 }  # fmt: skip
 """Families whose edits are right: found by structure, none is named in the package."""
@@ -84,11 +98,20 @@ NORMED = {
     "gemma2": {},
     "gemma2, wide heads": dict(head_dim=16),
     "gemma2, plain logits": dict(final_logit_softcapping=None),
-    "gemma3_text": dict(layer_types=["sliding_attention", "full_attention"] * 2),
+    "gemma3": dict(text_config=SIZES | SLIDING, vision_config=EYES, mm_tokens_per_image=4),
+    "gemma3_text": SLIDING,
+    "gemma4": dict(
+        text_config=SIZES | SLIDING | DENSE,
+        vision_config=EYES,
+        image_token_id=300,
+        video_token_id=301,
+        audio_token_id=302,
+    ),
+    "gemma4_text": SLIDING | DENSE,
     "glm4": {},
     "hyperclovax": dict(residual_multiplier=0.22, embedding_multiplier=3.0, logits_scaling=2.0),
     "olmo2": {},
-    "olmo3": dict(layer_types=["sliding_attention", "full_attention"] * 2),
+    "olmo3": SLIDING,
 }
 """Families with a norm after the MLP: served, one layer at a time."""
 
@@ -117,6 +140,8 @@ REFUSED = {
     "whisper": HALF,
     # No dense MLP in every block, or no norm at the end.
     "bloom": {},
+    "gemma3n_text": SLIDING | dict(num_kv_shared_layers=0, activation_sparsity_pattern=None),
+    "gemma4_text, inputs per layer": SLIDING,
     "flint": {},
     "gpt_oss": {},
     "jamba": {},
@@ -521,3 +546,21 @@ def test_a_first_edit_needs_no_settings_found_for_the_model(tokenizers, name):
     assert sum(report.loss_after) < sum(report.loss_before)
     written = compute_values(model, tokenizer, FACTS, new_state(model, tokenizer, config), config)
     assert written.nll.sum() < sum(report.loss_before)
+
+
+def test_a_model_that_reads_images_is_edited_in_its_text(tokenizers, tmp_path):
+    """From its folder, by settings of its depth, and back: nothing that reads images changes."""
+    random_model("gemma3", NORMED["gemma3"]).save_pretrained(tmp_path / "model")
+    tokenizers["gpt2"].save_pretrained(tmp_path / "model")
+    model, tokenizer = load(tmp_path / "model")
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    config = presets.configure(str(tmp_path / "model"), "memit", layers=(1,), contexts=0)
+    stats = second_moment(model, tokenizer, TEXTS[:9], config.layers)
+    edit_sequence(model, tokenizer, FACTS, stats, config, 2)
+    changed = [name for name, weight in model.named_parameters()
+               if not torch.equal(weight, before[name])]  # fmt: skip
+    assert changed == ["model.language_model.layers.1.mlp.down_proj.weight"]
+    model.save_pretrained(tmp_path / "edited")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "edited")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    torch.testing.assert_close(again(ids).logits, model(ids).logits)

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from transformers import Gemma3Config
 
 from conftest import SUBJECTS, TEXTS, build
 from ece import load
@@ -83,6 +84,14 @@ def test_a_plan_needs_no_weights(name, tmp_path, capsys):
     assert main(["plan", name, "--layers", "1,2", "--gpus", "1,8", "--memory", "0.01"]) == 0
     table = capsys.readouterr().out
     assert "not measured" in table and "1 x 0.01 GB" in table
+
+
+def test_a_family_that_reads_images_is_tried_on_a_small_copy():
+    """Both parts of it: at its own sizes the one that reads images would take minutes."""
+    config = Gemma3Config(text_config=dict(num_hidden_layers=6))
+    found, sentence = plan.tried(config)
+    assert found is None and "was served" in sentence
+    assert config.text_config.num_hidden_layers == 6 and config.vision_config.hidden_size == 768
 
 
 def test_more_devices_hold_less_each_and_fewer_neurons_solve_faster():

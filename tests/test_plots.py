@@ -63,6 +63,15 @@ def test_lines_have_the_colour_of_their_method_and_share_a_legend():
     assert axes[-1].get_xlabel() == "x" and not axes[0].get_xlabel()
 
 
+def test_lines_without_a_legend_have_labels_to_stand_at_their_ends():
+    axes = plots.lines(rates(), "x", "rate", columns=0)
+    assert not axes[0].figure.legends
+    for ax in axes:
+        plots.label_ends(ax)
+        shown = {text.get_text(): to_rgb(text.get_color()) for text in ax.texts}
+        assert shown == {name: to_rgb(plots.colour(name)) for name in rates().method.unique()}
+
+
 def test_lines_can_be_dashed_and_drawn_on_one_panel():
     frame = rates()
     [ax] = plots.lines(frame[frame.method == "memit"], "x", "rate", style="model", by=None)

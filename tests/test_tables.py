@@ -1,5 +1,7 @@
 """Tables: means and intervals over seeds, differences at equal seeds, HTML that a page shows."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -105,3 +107,19 @@ def test_by_method_has_rates_at_the_end_the_unedited_model_and_seeds():
     found = by_method(Results(runs, measured, measured))
     assert found.score.to_dict() == {"a": 85.0, "b": 70.0, "unedited": 20.0}
     assert found.seeds[["a", "b"]].tolist() == [2, 1] and pd.isna(found.seeds["unedited"])
+
+
+def test_the_outer_names_of_rows_are_lines_of_their_own():
+    index = pd.MultiIndex.from_tuples([("x", "p"), ("x", "q"), ("y <", "p")])
+    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [4.0, 5.0, 6.0]}, index)
+    for shown in (
+        frame,
+        frame.set_axis(pd.MultiIndex.from_tuples([("m", "a"), ("m", "b")]), axis=1),
+    ):
+        text = table(shown, "Both").data
+        lines = text.split("<tr>")[1 + shown.columns.nlevels :]
+        names = [re.findall(r"<th[^>]*>(.*?)</th>", line) for line in lines]
+        assert names == [["<span>x</span>"], ["p"], ["q"], ["<span>y &lt;</span>"], ["p"]]
+        assert [line.count("<td") for line in lines] == [0, 2, 2, 0, 2]
+        assert text.count("<tr>") == text.count("</tr>") and text.count('colspan="3"') == 2
+        assert "rowspan" not in text and text.count('class="blank') == shown.columns.nlevels

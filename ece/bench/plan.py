@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -125,12 +126,14 @@ def tried(config) -> tuple[float | None, str]:
     Returns what the stream gets of an MLP (`ece.hooks.gain`; 1.0 if not known), and a sentence.
     """
     small = deepcopy(config)
-    for name, size in SMALL.items():
+    parts = small, *(getattr(small, name) for name in small.sub_configs)
+    for part, (name, size) in product(parts, SMALL.items()):
         with suppress(AttributeError):  # some names cannot be set
-            if isinstance(getattr(small, name, None), int):
-                setattr(small, name, size)
+            if isinstance(getattr(part, name, None), int):
+                setattr(part, name, size)
     with suppress(AttributeError, TypeError):  # most families have none
-        small.layer_types = small.layer_types[: SMALL["n_layer"]]
+        text = small.get_text_config()
+        text.layer_types = text.layer_types[: SMALL["n_layer"]]
     try:
         model = AutoModelForCausalLM.from_config(small).eval().requires_grad_(False)
     except Exception as error:  # a family's own code, at sizes that are not its own

@@ -13,6 +13,7 @@ import pandas as pd
 import seaborn as sns
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from numpy import ndarray
 
 BLUE, SKY, GREEN, ORANGE = "#0072B2", "#56B4E9", "#009E73", "#E69F00"
@@ -58,7 +59,8 @@ def panels(
 ) -> ndarray:
     """Call `draw(part, ax)` with the part of `frame` for each value of `by`, one below the other.
 
-    Without `by` there is one part. Labels of all panels share one legend below, in `columns`.
+    Without `by` there is one part. Labels of all panels share one legend below, in `columns`; with
+    0 there is none.
     """
     parts = dict(list(frame.groupby(by, sort=False))) if by else {"": frame}
     shown, size = {}, (WIDTH, height * len(parts))
@@ -70,7 +72,7 @@ def panels(
         shown |= {n: h for n, h in zip(labels, handles, strict=True) if n not in frame}
         if ax.get_legend():
             ax.get_legend().remove()
-    if shown:
+    if shown and columns:
         figure.legend(shown.values(), shown, loc="outside lower center", ncols=columns)
     return axes[:, 0]
 
@@ -78,13 +80,20 @@ def panels(
 def lines(
     frame: pd.DataFrame, x: str, y: str, hue="method", style=None, ylabel="%", **kinds
 ) -> ndarray:
-    """Draw `y` against `x`: a line for each `hue`, dashed by `style`; `kinds` as in `panels`."""
+    """Draw `y` against `x`: a line for each `hue`, dashed by `style`; `kinds` as in `panels`.
+
+    Without a legend (`columns=0`) the lines have labels, for `label_ends` once the axes are set.
+    """
     look = {"marker": "o", "markersize": 5, "markeredgewidth": 0, "errorbar": None}
     look |= {"x": x, "y": y, "hue": hue, "style": style, "palette": palette(frame[hue])}
+    names = {to_hex(shade): name for name, shade in look["palette"].items()}
+    legend = "auto" if kinds.get("columns", 2) else False
 
     def draw(part: pd.DataFrame, ax: Axes) -> None:
-        sns.lineplot(part, ax=ax, **look)
+        sns.lineplot(part, ax=ax, legend=legend, **look)
         ax.set(ylabel=ylabel)
+        for line in () if legend else ax.lines:
+            line.set_label(names[to_hex(line.get_color())])
 
     return panels(frame, draw, **kinds)
 

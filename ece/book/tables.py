@@ -84,6 +84,7 @@ def origin(runs: pd.DataFrame, missing: Mapping[str, str]) -> str:
 def table(frame: pd.DataFrame, caption: str, digits=1, bold=None, underlined=None) -> HTML:
     """Show `frame` under its caption; it scrolls sideways where a screen is narrow.
 
+    Of an index of several levels the first is a line of its own above its rows.
     bold, underlined: frames of truth values, for the cells to be marked.
     """
     name = sub(r"\W+", "-", caption.lower())
@@ -97,4 +98,10 @@ def table(frame: pd.DataFrame, caption: str, digits=1, bold=None, underlined=Non
             styles = marked.map({True: css}.get)
             shown = shown.apply(lambda _, styles=styles: styles, axis=None)
     top = f'<figure style="margin:0"><figcaption>{escape(caption)}</figcaption>'
-    return HTML(f'{top}<div style="overflow-x:auto">{shown.to_html()}</div></figure>')
+    html = shown.to_html()
+    if frame.index.nlevels > 1:
+        span = f'colspan="{frame.index.nlevels - 1 + frame.shape[1]}" scope="rowgroup"'
+        html = sub(r'<tr>\s*<th class="blank" >&nbsp;</th>', "<tr>", html)
+        first = r'(<th class="row_heading level0)[^>]*>(.*?)</th>'
+        html = sub(first, rf'\1" {span}><span>\2</span></th>\n    </tr>\n    <tr>', html)
+    return HTML(f'{top}<div style="overflow-x:auto">{html}</div></figure>')

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, pad
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.modeling_outputs import BaseModelOutput
 
 from ece.engine.suffix import Upper, stacked
 from ece.model import structure
@@ -112,15 +112,12 @@ def log_probs(
     return tuple(part.log_softmax(-1).to(states.device) for part in logits)
 
 
-class _Done(nn.Module):
-    """Stands in for the base model where its final states are there already."""
+class _Done(BaseModelOutput):
+    """What the base model gives where its final states are there already: no more than these."""
 
-    def __init__(self, states: Float[Tensor, "1 token d"]):
-        super().__init__()
-        self.states = states
-
-    def forward(self, *_, **__) -> BaseModelOutputWithPastAndCrossAttentions:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.states)
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 @torch.no_grad()
@@ -135,13 +132,12 @@ def head_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def logits(model: nn.Module, states: Float[Tensor, "*place d"]) -> Float[Tensor, "*place vocab"]:
     """Turn final states into logits as the model does: by its head, and what comes behind it."""
-    path, flat = structure(model).base, states.flatten(0, -2)[None]
-    base = model.get_submodule(path)
+    base, flat = model.get_submodule(structure(model).base), states.flatten(0, -2)[None]
     try:
-        model.set_submodule(path, _Done(flat))
+        base.forward = lambda *_, **__: _Done(last_hidden_state=flat)
         return model(inputs_embeds=flat, use_cache=False).logits[0].unflatten(0, states.shape[:-1])
     finally:
-        model.set_submodule(path, base)
+        del base.forward
 
 
 def nll_of(chunk: Chunk, log_p: Float[Tensor, "real vocab"]) -> Float[Tensor, " edit"]:
