@@ -18,11 +18,12 @@ from ece.covariance import second_moment
 from ece.editor import compute_values, edit_batch
 from ece.engine.loss import head_of
 from ece.errors import ConfigError, EditError, ModelError
+from ece.evaluation.generation import answer
 from ece.evaluation.metrics import evaluate
 from ece.facts import Fact, locate
 from ece.fingerprint import fingerprint
 from ece.hooks import add_at, gain, states_at
-from ece.loading import check, load, widen
+from ece.loading import builder, check, load, widen
 from ece.model import sites
 from ece.presets import suggest
 from ece.sequence import edit_sequence
@@ -42,7 +43,18 @@ SLIDING = dict(layer_types=["sliding_attention", "full_attention"] * 2)
 DENSE = dict(hidden_size_per_layer_input=0, num_kv_shared_layers=0)  # no inputs beside the MLP
 EYES = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
             image_size=28, patch_size=14)  # fmt: skip
+MROPE = dict(rope_parameters=dict(rope_type="default", mrope_section=[1, 1, 2], rope_theta=1e4))
+DEEP = dict(depth=1, num_heads=2, out_hidden_size=16, fullatt_block_indexes=[0],
+            deepstack_visual_indexes=[0])  # fmt: skip
 MAMBA2 = dict(num_heads=4, expand=2, n_groups=1, state_size=8)
+
+
+def reading(kind: str, text=None, **eyes) -> dict:
+    """The configuration of a family that reads images, too, by that of its text model."""
+    tokens = dict.fromkeys(("image_token_id", "image_token_index", "video_token_id"), 300)
+    text = {n: v for n, v in SIZES.items() if n not in ("d_model", "n_embd")} | (text or {})
+    return tokens | dict(text_config={"model_type": kind} | text, vision_config=EYES | eyes)
+
 
 SERVED = {
     "apertus": {},
@@ -67,13 +79,16 @@ SERVED = {
                     residual_multiplier=0.22),
     "helium": {},
     "hunyuan_v1_dense": {},
+    "internvl": reading("qwen2", image_size=[28, 28], patch_size=[14, 14]),
     "jais2": {},
     "llama": {},
+    "llava": reading("llama", model_type="clip_vision_model", num_hidden_layers=2),
     "minicpm3": dict(q_lora_rank=8, kv_lora_rank=8, qk_nope_head_dim=4, qk_rope_head_dim=4,
                      v_head_dim=16, num_key_value_heads=2),
     "ministral": {},
     "ministral3": {},
     "mistral": {},
+    "mistral3": reading("mistral", model_type="pixtral", head_dim=8),
     "mistral, wide heads": dict(head_dim=16),
     "nemotron": {},
     "opt": dict(word_embed_proj_dim=16),
@@ -81,10 +96,14 @@ SERVED = {
     "phi": {},
     "phi3": {},
     "qwen2": {},
+    "qwen2_vl": reading("qwen2_vl_text", MROPE, embed_dim=16, num_heads=2, depth=1),
+    "qwen2_5_vl": reading("qwen2_5_vl_text", MROPE, **DEEP),
     "qwen3": {},
+    "qwen3_vl": reading("qwen3_vl_text", MROPE, **DEEP),
     "qwen3, wide heads": dict(head_dim=16),
     "seed_oss": {},
     "smollm3": {},
+    "smolvlm": reading("llama"),
     "stablelm": {},
     "stablelm, parallel": dict(use_parallel_residual=True),
     "starcoder2": {},
@@ -143,6 +162,7 @@ REFUSED = {
     "gemma3n_text": SLIDING | dict(num_kv_shared_layers=0, activation_sparsity_pattern=None),
     "gemma4_text, inputs per layer": SLIDING,
     "flint": {},
+    "paligemma": reading("gemma", model_type="siglip_vision_model", projection_dim=16),
     "gpt_oss": {},
     "jamba": {},
     "mixtral": {},
@@ -163,7 +183,7 @@ def random_model(name: str, changes: dict, seed: int = 0):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # families warn of kernels that are not installed
         config = CONFIG_MAPPING[kind](**chosen, **empty)
-        model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+        model = builder(config).from_config(config).eval().requires_grad_(False)
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.15)
@@ -548,19 +568,25 @@ def test_a_first_edit_needs_no_settings_found_for_the_model(tokenizers, name):
     assert written.nll.sum() < sum(report.loss_before)
 
 
-def test_a_model_that_reads_images_is_edited_in_its_text(tokenizers, tmp_path):
+TWO = (0, 1)
+
+
+@pytest.mark.parametrize("name, layers", [("gemma3", (1,)), ("mistral3", TWO), ("qwen3_vl", TWO)])
+def test_a_model_that_reads_images_is_edited_in_its_text(name, layers, tokenizers, tmp_path):
     """From its folder, by settings of its depth, and back: nothing that reads images changes."""
-    random_model("gemma3", NORMED["gemma3"]).save_pretrained(tmp_path / "model")
+    random_model(name, {**SERVED, **NORMED}[name]).save_pretrained(tmp_path / "model")
     tokenizers["gpt2"].save_pretrained(tmp_path / "model")
     model, tokenizer = load(tmp_path / "model")
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    config = presets.configure(str(tmp_path / "model"), "memit", layers=(1,), contexts=0)
+    config = presets.configure(str(tmp_path / "model"), "memit", layers=layers, contexts=0)
     stats = second_moment(model, tokenizer, TEXTS[:9], config.layers)
     edit_sequence(model, tokenizer, FACTS, stats, config, 2)
     changed = [name for name, weight in model.named_parameters()
                if not torch.equal(weight, before[name])]  # fmt: skip
-    assert changed == ["model.language_model.layers.1.mlp.down_proj.weight"]
+    assert changed == [f"model.language_model.layers.{n}.mlp.down_proj.weight" for n in layers]
+    together = answer(model, tokenizer, [fact.text for fact in FACTS], 5)
+    assert together == [answer(model, tokenizer, [fact.text], 5)[0] for fact in FACTS]
     model.save_pretrained(tmp_path / "edited")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "edited")
+    again, _ = type(model).from_pretrained(tmp_path / "edited"), evaluate(model, tokenizer, FACTS)
     ids = torch.tensor([[5, 6, 7, 8]])
     torch.testing.assert_close(again(ids).logits, model(ids).logits)

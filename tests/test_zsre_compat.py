@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import PretrainedConfig
 
 from conftest import build
 from ece.evaluation.metrics import evaluate
@@ -61,7 +62,7 @@ def test_by_hand_a_neighbour_is_asked_for_the_bos_and_reads_it(tokenizers):
 class Knows:
     """A model that goes on with "Rome" after " in" and after a BOS, whatever was before."""
 
-    config, device = SimpleNamespace(), torch.device("cpu")
+    config, device = PretrainedConfig(), torch.device("cpu")
     after = {IDS[-1]: R, R: OME, BOS: R}
 
     def __call__(self, input_ids, logits_to_keep, **_):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 from tyro.conf import Positional
 
 from ece import presets
@@ -26,7 +26,7 @@ from ece.data.schema import read_text
 from ece.errors import ConfigError, EditError, ModelError, checked, shown
 from ece.experiments.spec import Count, Dtype
 from ece.hooks import gain
-from ece.loading import check, configuration
+from ece.loading import builder, check, configuration
 from ece.model import blocks, sites
 
 DOUBLE = torch.double.itemsize
@@ -109,7 +109,7 @@ def shape(config) -> Shape:
     """Read a model's sizes off a copy without memory; `ModelError` for one that is no decoder."""
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = builder(config).from_config(config)
     except Exception as error:  # of any kind: an unknown type, sizes that do not fit
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise ModelError(f"model type '{config.model_type}' cannot be built as a decoder ({why}); "
@@ -135,7 +135,7 @@ def tried(config) -> tuple[float | None, str]:
         text = small.get_text_config()
         text.layer_types = text.layer_types[: SMALL["n_layer"]]
     try:
-        model = AutoModelForCausalLM.from_config(small).eval().requires_grad_(False)
+        model = builder(small).from_config(small).eval().requires_grad_(False)
     except Exception as error:  # a family's own code, at sizes that are not its own
         return 1.0, f"A small copy could not be made to try the family ({type(error).__name__})."
     try:

@@ -46,9 +46,8 @@ def text(record, *keys: str | int, empty: bool = False) -> str:
     if not isinstance(found, str) or not (empty or found.strip()):
         raise BadRecord(field, f"{found!r:.80} is no text", "give a text that is not empty")
     if is_broken(found):
-        raise BadRecord(
-            field, f"{found!r:.80} holds half of a surrogate pair", "give valid Unicode"
-        )
+        raise BadRecord(field, f"{found!r:.80} holds half of a surrogate pair",
+                        "give valid Unicode")  # fmt: skip
     return found.strip()
 
 
@@ -69,9 +68,8 @@ def number(record, key: str, default: int) -> int:
     """Look up a whole number that may be missing."""
     found = record.get(key, default)
     if not isinstance(found, int) or isinstance(found, bool):
-        raise BadRecord(
-            key, f"{found!r:.80} is no whole number", "number the records or leave it out"
-        )
+        raise BadRecord(key, f"{found!r:.80} is no whole number",
+                        "number the records or leave it out")  # fmt: skip
     return found
 
 

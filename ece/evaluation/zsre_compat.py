@@ -37,10 +37,8 @@ def score_published(
     names = [triple[:2] for triple, own in zip(unique, parts, strict=True) for _ in own]
     scores = score_rows(model, list(chain.from_iterable(parts)), names, batch_tokens)
     ends = np.cumsum([len(own) for own in parts])[:-1]
-    nll, accuracy = (
-        np.array([own.mean() for own in np.split(column, ends)])
-        for column in (scores.nll, scores.accuracy)
-    )
+    split = (np.split(column, ends) for column in (scores.nll, scores.accuracy))
+    nll, accuracy = (np.array([own.mean() for own in column]) for column in split)
     predictions = np.empty(len(parts), dtype=object)
     predictions[:] = [tuple(chain.from_iterable(p)) for p in np.split(scores.predictions, ends)]
     back = [unique[triple] for triple in triples]

@@ -23,9 +23,8 @@ def read_options(kind: type, words: list[str], prog: str):
 
 def parse(kind: type, words: list[str], **more):
     """Read the flags of a dataclass from the words of a command line."""
-    return tyro.cli(
-        kind, args=words, registry=REGISTRY, config=(tyro.conf.OmitArgPrefixes,), **more
-    )
+    more |= {"registry": REGISTRY, "config": (tyro.conf.OmitArgPrefixes,)}
+    return tyro.cli(kind, args=words, **more)
 
 
 def flags_of(

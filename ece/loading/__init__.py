@@ -9,7 +9,8 @@ from os import PathLike
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers.models.auto import modeling_auto as auto
 
 from ece.engine.loss import head_of
 from ece.engine.prefix import common, embed, pass_heads, through
@@ -47,9 +48,10 @@ def load(
         _check_device(device)
     try:
         source = _source(str(name))
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if sharding is not None:
-            where = arguments(source, sharding)
-        model, info = AutoModelForCausalLM.from_pretrained(
+            where = arguments(config, sharding)
+        model, info = builder(config).from_pretrained(
             source, dtype=dtype or torch.float32, use_safetensors=True, trust_remote_code=False,
             output_loading_info=True, **where,
         )  # fmt: skip
@@ -66,6 +68,12 @@ def load(
         model = model.to(device)
     check(model.eval().requires_grad_(False))
     return model if sharding is None else spread(model, sharding), tokenizer
+
+
+def builder(config: PretrainedConfig) -> type:
+    """Find what builds a model: a language model, or one that reads images and writes text."""
+    known = type(config) in auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    return auto.AutoModelForCausalLM if known else auto.AutoModelForImageTextToText
 
 
 def _check_whole(name, info: dict, model: nn.Module) -> None:
@@ -221,10 +229,6 @@ def widen(model: nn.Module, layers: tuple[int, ...], dtype: torch.dtype = torch.
     for site in sites(model, layers):
         if (narrow := site.module.weight.dtype) == dtype:
             continue
-        site.module.to(dtype)
-        site.module.register_forward_pre_hook(
-            lambda module, given: (given[0].to(module.weight.dtype),)
-        )
-        site.module.register_forward_hook(
-            lambda module, given, output, narrow=narrow: output.to(narrow)
-        )
+        module = site.module.to(dtype)
+        module.register_forward_pre_hook(lambda own, given: (given[0].to(own.weight.dtype),))
+        module.register_forward_hook(lambda _, __, output, narrow=narrow: output.to(narrow))

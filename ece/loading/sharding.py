@@ -16,7 +16,7 @@ from torch import distributed, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from transformers import AutoConfig
+from transformers import PretrainedConfig
 from transformers.distributed import DistributedConfig
 
 from ece.errors import ModelError
@@ -51,11 +51,10 @@ def own_device() -> torch.device:
     return own
 
 
-def arguments(source: str, sharding: str) -> dict[str, Any]:
+def arguments(config: PretrainedConfig, sharding: str) -> dict[str, Any]:
     """Give what `from_pretrained` takes to load a model in parts; `ModelError` without a plan."""
     if sharding != "tp":
         return {}
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     count, shape = distributed.get_world_size(), config.get_text_config()
     if not getattr(shape, "base_model_tp_plan", None):
         raise ModelError(f"model type '{config.model_type}' has no plan for sharding='tp'; take "

@@ -55,9 +55,8 @@ class Folder:
 
     def numbers(self, kind: str) -> list[int]:
         """List the numbers of all files of a kind, increasing."""
-        ends = (
-            path.stem.removeprefix(f"{kind}-") for path in self.path.glob(f"{kind}-*.safetensors")
-        )
+        paths = self.path.glob(f"{kind}-*.safetensors")
+        ends = (path.stem.removeprefix(f"{kind}-") for path in paths)
         return sorted(int(end) for end in ends if end.isdecimal())
 
     def remove(self, kind: str, below: int) -> None:
