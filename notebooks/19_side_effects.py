@@ -51,7 +51,7 @@
 #   unedited model, too, its own old answer is the likelier one for 78. Which of two statements is true
 #   all models guess; `ece-plus` (61 ± 10) is the highest of nine, which chance alone can do.
 #
-# One seed, and 50 items a task. FT-L's rate and ball were not searched in full: two of eight runs.
+# One seed, and 50 items a task.
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
