@@ -75,7 +75,7 @@ class Site:
 
 def structure(model: nn.Module) -> Structure:
     """Find the model's parts; `ModelError` says what is missing or there more than once."""
-    kind, config = model.config.model_type, model.config.get_text_config()
+    kind, config = model.config.model_type, model.config.get_text_config(decoder=True)
     width, whole = getattr(config, "hidden_size", None), config is model.config
     home = model.base_model if whole else model.get_decoder()  # it may read images, too
     path, base = next((name, m) for name, m in model.named_modules() if m is home)
@@ -129,7 +129,7 @@ def room(model, whole: bool = False) -> int:
     names = ["max_position_embeddings"]
     if not whole:  # beyond the last some families change the angles of all positions
         names += ["sliding_window", "window_size", "original_max_position_embeddings"]
-    sizes = [getattr(model.config.get_text_config(), name, None) for name in names]
+    sizes = [getattr(model.config.get_text_config(decoder=True), name, None) for name in names]
     return min((size for size in sizes if isinstance(size, int) and size > 0), default=2**31)
 
 

@@ -128,14 +128,15 @@ def tried(config) -> tuple[float | None, str]:
     small = deepcopy(config)
     parts = small, *(getattr(small, name) for name in small.sub_configs)
     for part, (name, size) in product(parts, SMALL.items()):
-        with suppress(AttributeError):  # some names cannot be set
+        with suppress(Exception):  # a family's own checks: some names cannot be read, or set
             if isinstance(getattr(part, name, None), int):
                 setattr(part, name, size)
-    with suppress(AttributeError, TypeError):  # most families have none
-        text = small.get_text_config()
+    with suppress(Exception):  # most families have none
+        text = small.get_text_config(decoder=True)
         text.layer_types = text.layer_types[: SMALL["n_layer"]]
     try:
         model = builder(small).from_config(small).eval().requires_grad_(False)
+        model(torch.tensor([[1, 2, 3]]))
     except Exception as error:  # a family's own code, at sizes that are not its own
         return 1.0, f"A small copy could not be made to try the family ({type(error).__name__})."
     try:
