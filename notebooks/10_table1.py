@@ -424,8 +424,8 @@ LEADERS = ["memit", "ece-plus", "memit-history", "alphaedit"]
 assert real_score[LEADERS].tolist() == [80.4, 81.0, 81.7, 82.1]
 assert real_score[["blue", "rome"]].tolist() == [80.3, 70.6]
 assert real_score[["ft-m", "ft-l"]].tolist() == [63.9, 47.0]
-SEEDS = {"blue": 1, "rome": 1, "ft-m": 1, "ft-l": 1, "ece-as": 3, "ece-wi": 3, "ece-rs": 3,
-         "alphaedit": 3, "retrieval": 3}
+SEEDS = {"blue": 1, "rome": 1, "ft-m": 1, "ft-l": 1, "ece-as": 3,
+         "ece-wi": 3, "ece-rs": 3, "alphaedit": 3, "retrieval": 3}
 assert real_rates.seeds[list(SEEDS)].to_dict() == SEEDS
 each = tables.wide(real_after, "method", "seed").pivot_table(
     "score", "seed", "method")
