@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from ece.baselines import BASELINES, Task
 from ece.baselines.memory import View
@@ -95,7 +96,7 @@ def test_no_weight_changes(task, facts):
 class Stops(nn.Module):
     """A model that writes a token a few times, and stops."""
 
-    config, device = None, torch.device("cpu")
+    config, device = PretrainedConfig(), torch.device("cpu")
 
     def __init__(self, token: int, count: int):
         super().__init__()
