@@ -78,7 +78,7 @@ def structure(model: nn.Module) -> Structure:
     kind, config = model.config.model_type, model.config.get_text_config(decoder=True)
     width, whole = getattr(config, "hidden_size", None), config is model.config
     home = model.base_model if whole else model.get_decoder()  # it may read images, too
-    path, base = next((name, m) for name, m in model.named_modules() if m is home)
+    path, base = next((p for p in model.named_modules() if p[1] is home), ("", model))
     named = list(base.named_children())
     while len(named) == 1 and not isinstance(named[0][1], nn.ModuleList):
         path, named = f"{path}.{named[0][0]}", list(named[0][1].named_children())

@@ -24,8 +24,8 @@
 # - On SmolLM2-135M (one seed) MEMIT with a history has 81.8 to 82.2 % whether 500 facts are written
 #   10, 50, 100 or 500 at a time. `ece-rs` has 80.1, 79.3, 77.3 and 77.8, and with ten facts a batch
 #   67 % of its new answers are the model's first choice, with more 54 to 56 %. With ten, every fact is
-#   its own anchor. In batches of a hundred it scores as high without a shared phase ({doc}`14_parts`):
-#   small batches gain what sharing costs.
+#   its own anchor. In batches of a hundred it scores as high without a shared phase ({doc}`14_parts`),
+#   so it may be sharing that costs in larger batches.
 # - In our own world (one seed) it is the history: MEMIT's score moves by 0.2 points or
 #   less over all batch sizes with a history of earlier edits. Without one, batches of ten are the worst on each model: below the
 #   best size by 4.2 points on `atlas-gptj`, 2.3 on `atlas-gpt2` and 0.2 on `atlas-llama`.

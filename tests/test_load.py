@@ -16,7 +16,7 @@ from ece.baselines.blue import Blue
 from ece.config import Config
 from ece.covariance import second_moment
 from ece.editor import compute_values, edit_batch
-from ece.engine.loss import head_of
+from ece.engine.loss import head_of, logits
 from ece.errors import ConfigError, EditError, ModelError
 from ece.evaluation.generation import answer
 from ece.evaluation.metrics import evaluate
@@ -309,6 +309,24 @@ def test_a_check_changes_nothing(model):
     check(model)
     assert same(model, before) and dict(model.named_modules()) == children
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_forward_that_a_module_was_given_stays(tokenizers):
+    """On several devices accelerate gives modules a forward of their own, which moves inputs."""
+    model = random_model("cohere", {})
+    given = model.base_model.forward = model.base_model.forward
+    found = logits(model, torch.randn(3, 16))
+    assert vars(model.base_model)["forward"] is given and found.shape == (3, 320)
+    del model.base_model.forward
+    torch.testing.assert_close(logits(model, torch.zeros(1, 16)), torch.zeros(1, 320))
+    assert "forward" not in vars(model.base_model)
+
+
+def test_a_model_without_a_decoder_is_refused(monkeypatch):
+    model = random_model("mistral3", SERVED["mistral3"])
+    monkeypatch.setattr(type(model), "get_decoder", lambda own: None)
+    with pytest.raises(ModelError, match="ece edits dense decoders"):
+        check(model)
 
 
 def test_weights_that_are_not_finite_are_refused(model):

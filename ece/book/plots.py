@@ -59,8 +59,7 @@ def panels(
 ) -> ndarray:
     """Call `draw(part, ax)` with the part of `frame` for each value of `by`, one below the other.
 
-    Without `by` there is one part. Labels of all panels share one legend below, in `columns`; with
-    0 there is none.
+    Without `by` there is one part. All panels share one legend below, in `columns`; 0: no legend.
     """
     parts = dict(list(frame.groupby(by, sort=False))) if by else {"": frame}
     shown, size = {}, (WIDTH, height * len(parts))

@@ -133,11 +133,13 @@ def head_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
 def logits(model: nn.Module, states: Float[Tensor, "*place d"]) -> Float[Tensor, "*place vocab"]:
     """Turn final states into logits as the model does: by its head, and what comes behind it."""
     base, flat = model.get_submodule(structure(model).base), states.flatten(0, -2)[None]
+    own = {n: f for n, f in vars(base).items() if n == "forward"}  # of a model on several devices
     try:
         base.forward = lambda *_, **__: _Done(last_hidden_state=flat)
         return model(inputs_embeds=flat, use_cache=False).logits[0].unflatten(0, states.shape[:-1])
     finally:
         del base.forward
+        vars(base).update(own)
 
 
 def nll_of(chunk: Chunk, log_p: Float[Tensor, "real vocab"]) -> Float[Tensor, " edit"]:

@@ -184,8 +184,7 @@ def _gaps(model: nn.Module) -> tuple[float, float]:
 
     The difference of the two runs, and of what a value after block 0 changes, both as a share.
     """
-    table = model.get_input_embeddings().weight
-    vocab, device = len(table), table.device
+    vocab, device = len(table := model.get_input_embeddings().weight), table.device
     rows = [[token % vocab for token in row] for row in ROWS]
     heads = [len(head) for head in common(rows, list(KINDS), list(SUBJECT))]
     walk = embed(model, rows, list(KINDS), list(SUBJECT), [list(range(len(rows)))])
