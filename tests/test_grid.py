@@ -127,7 +127,7 @@ def command(file, tmp_path, monkeypatch):
     """Call `ece grid` on the file; the list of names that it ran."""
     ran: list[str] = []
 
-    def run(settings, work, cache):
+    def run(settings, work, cache, crew):
         ran.append(settings.name)
         return record(settings, work, cache)
 
@@ -233,7 +233,7 @@ def test_what_other_code_left_half_done_is_not_gone_on_with(file, tmp_path, monk
     """Cells lie in a folder named after the code, which is removed when they are done."""
     places = []
 
-    def run(settings, work, cache):
+    def run(settings, work, cache, crew):
         places.append(work)
         work.mkdir(parents=True)
         return record(settings, work, cache)

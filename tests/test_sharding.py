@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from shards import CONFIG, LONG, edited, equal, resume
+from small_runs import write_files
 from torch import distributed
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -17,6 +19,7 @@ import ece
 from conftest import TEXTS, build, started
 from ece.covariance import second_moment
 from ece.errors import ModelError
+from ece.experiments.cli import main
 from ece.fingerprint import fingerprint
 from ece.loading.sharding import spread
 from ece.parts import in_parts
@@ -148,6 +151,76 @@ def test_a_run_that_lost_a_process_goes_on_to_the_same_bits(way, kills, tokenize
             assert (stats.moments[layer] - moment).norm() <= 1e-12 * moment.norm()
         edit_sequence(model, tokenizer, LONG, stats, CONFIG, 1)
         assert [fingerprint(model), stats.digest] == whole
+
+
+RUNS = {
+    "ece-rs": ["--points", "2", "--order", "spread", "--cases", "1", "--text-tokens", "9",
+               "--text-facts", "1", "--also", "drift,answers,probes"],
+    "ece-plus": [], "alphaedit": ["--lambda", "0.01"], "prune": [],
+}  # fmt: skip
+"""Methods that are run, and what else the run is to do."""
+GRID = """[one]
+models = ["{home}/llama"]
+methods = ["memit"]
+datasets = ["counterfact"]
+seeds = [0]
+facts = 4
+batch = 2
+data = "{home}/records.json"
+stats_text = "{home}/text.txt"
+contexts = 1
+"""
+
+
+def runs(home: Path, *ways: str) -> None:
+    """Make each run by the command, and a grid of one cell; "alone" is one process."""
+    common = ["--model", str(home / "llama"), "--facts", "4", "--batch", "2", "--contexts", "1",
+              "--data", str(home / "records.json"), "--stats-text", str(home / "text.txt"),
+              "--stats-tokens", "300", "--lambda", "20"]  # fmt: skip
+    for way in ways:
+        if way != "alone" and not distributed.is_initialized():
+            distributed.init_process_group()
+        own, share = home / way, ["--sharding", way] if way in ("tp", "fsdp") else []
+        for method, more in list(RUNS.items())[: 1 if way == "tp" else None]:
+            places = ["--work", own / method, "--out", own / f"{method}.json"]
+            words = ["run", "--method", method, *common, *more, *share, *map(str, places)]
+            assert main([*words, "--cache", str(own / "cache")]) == 0, method
+        places = ["--records", own / "records", "--results", own / "none", "--work", own / "grid"]
+        assert main(["grid", str(home / "grid.toml"), *share, *map(str, places)]) == 0
+
+
+def test_runs_by_several_processes_measure_what_one_measures(tokenizers, tmp_path):
+    write_files(tmp_path)
+    text = (" ".join(TEXTS[i : i + 3]) for i in range(0, len(TEXTS) - 3, 3))
+    (tmp_path / "text.txt").write_text("\n".join(text))
+    (tmp_path / "grid.toml").write_text(GRID.format(home=tmp_path))
+    saved(tmp_path, tokenizers["llama"], "llama")
+    runs(tmp_path, "alone")
+    together(2, runs, tmp_path, *(ways := ("facts", "fsdp", "tp")))
+    alone = tmp_path / "alone"
+    files = [file.relative_to(alone) for file in alone.rglob("*.json")]
+    made = [(f, way) for f, way in product(files, ways) if (tmp_path / way / f).exists()]
+    assert len(made) == 2 * (len(RUNS) + 1) + 2
+    for file, way in made:
+        one, two = (json.loads((tmp_path / n / file).read_text()) for n in ("alone", way))
+        assert "processes" not in one["provenance"] and two["provenance"]["processes"] == 2
+        assert one["provenance"]["run"] == two["provenance"]["run"]
+        assert one["pre"] != one["after"]
+        for name in ("pre", "at_write", "after", "batches", "points", "texts"):
+            found, wanted = flat(two.get(name)), flat(one.get(name))
+            gap = 0.0 if way == "facts" else 1e-3  # sums in another order
+            for path in found.keys() | wanted.keys():
+                value = wanted[path]
+                near = isinstance(value, float) and abs(found[path] - value) <= gap * (1 + value)
+                assert near or found[path] == value, (file, way, name, path)
+
+
+def flat(record, name: str = "") -> dict:
+    """Give what a nested record holds, by the path to it."""
+    if not isinstance(record, (dict, list)):
+        return {name: record}
+    parts = record.items() if isinstance(record, dict) else enumerate(record)
+    return {n: v for key, part in parts for n, v in flat(part, f"{name} {key}").items()}
 
 
 def test_no_device_holds_the_whole_model(monkeypatch):

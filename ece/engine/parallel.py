@@ -71,12 +71,16 @@ class Processes:
             distributed.broadcast(tensor, group=self.group, group_src=rank)
         return tensor, more
 
+    def gathered(self, value: Any) -> list:
+        """Give all processes what each has, in the order of the processes."""
+        found = [None] * self.count
+        with self._all():
+            distributed.all_gather_object(found, value, group=self.group)
+        return found
+
     def agree(self, what: str, mark: str) -> None:
         """Raise `StateError` unless all processes have the same `mark`."""
-        marks: list[str] = [""] * self.count
-        with self._all():
-            distributed.all_gather_object(marks, mark, group=self.group)
-        if len(set(marks)) > 1:
+        if len(set(self.gathered(mark))) > 1:
             raise StateError(f"the processes differ in {what}; give all of them the same model, "
                              "facts, statistics and settings")  # fmt: skip
 
@@ -103,3 +107,13 @@ class Together(Processes):
     def share(self, parts: Iterable) -> Iterator:
         """Take every n-th part; parts are as they would be for one process."""
         return islice(parts, self.rank, None, self.count)
+
+    def spread(self, items: list, call: Callable[[list], Any]) -> list:
+        """Call each process on a stretch of the items of its own; all get all results, in order.
+
+        Where there are fewer items than processes, each makes the one call.
+        """
+        if len(items) < self.count:
+            return [call(items)]
+        first, end = (len(items) * at // self.count for at in (self.rank, self.rank + 1))
+        return self.gathered(call(items[first:end]))

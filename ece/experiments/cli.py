@@ -27,9 +27,11 @@ from tqdm import tqdm
 from ece.atlas import command as atlas
 from ece.bench import cli as bench
 from ece.bench import plan
+from ece.engine.parallel import Processes
 from ece.errors import ConfigError, EditError, checked
 from ece.evaluation.metrics import KINDS
 from ece.experiments import edit, grid, tune
+from ece.experiments.crew import is_first, joined
 from ece.experiments.flags import flags_of, parse, read_options
 from ece.experiments.inputs import check_file
 from ece.experiments.results import TIMES, ResultError, collect, read_record, write_record
@@ -82,8 +84,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if wanted else 2
     try:
         kind, call = COMMANDS[name]
-        if distributed.is_torchelastic_launched() and name != "edit":
-            raise ConfigError(f"ece {name} runs in one process; by torchrun only ece edit does")
+        if distributed.is_torchelastic_launched() and name not in SEVERAL:
+            raise ConfigError(f"ece {name} runs in one process; by torchrun only ece "
+                              f"{' and ece '.join(SEVERAL)} do")  # fmt: skip
         given = words if call in (_run, tune.main) else read_options(kind, words, f"ece {name}")
         code = call(given) or 0
         sys.stdout.flush()
@@ -123,8 +126,10 @@ def _run(words: list[str]) -> None:
     if settings.data is None and not settings.embedded:
         sys.stderr.write(f"ece run: these facts are of the embedded world, which {settings.short} "
                          "does not know; --data names others\n")  # fmt: skip
-    with _bar(output.progress) as progress:
-        record = run(settings, progress=progress, work=output.work, cache=output.cache)
+    with joined(settings.sharding) as crew, _bar(output.progress, crew) as progress:
+        record = run(settings, progress=progress, work=output.work, cache=output.cache, crew=crew)
+    if not is_first(crew):
+        return
     if output.out is not None:
         write_record(record, output.out)
     sys.stdout.write(json.dumps(record, allow_nan=False) + "\n" if output.json else _table(record))
@@ -132,7 +137,7 @@ def _run(words: list[str]) -> None:
 
 def _edit(options: edit.Options) -> None:
     """Edit, with a progress bar, by all the processes that `torchrun` started."""
-    with edit.crew(options.sharding) as crew, _bar() as progress:
+    with joined(options.sharding) as crew, _bar(crew=crew) as progress:
         edit.main(options, progress, crew)
 
 
@@ -149,6 +154,8 @@ COMMANDS: dict[str, tuple] = {
     "plan": (plan.Options, plan.main), "atlas": (atlas.Options, atlas.main),
 }  # fmt: skip
 """Command -> what has its line of help, and what runs it: `run` and `tune` read their own flags."""
+SEVERAL = ("edit", "run", "grid")
+"""Commands that the processes of `torchrun` run together."""
 
 
 def _check_out(path: Path, settings: Settings) -> None:
@@ -168,9 +175,10 @@ def _named_flag(message: str, kind: type | None) -> str:
 
 
 @contextmanager
-def _bar(always: bool = False) -> Iterator[Callable]:
+def _bar(always: bool = False, crew: Processes | None = None) -> Iterator[Callable]:
     """Draw a progress bar in the block, where standard error is a terminal."""
-    with tqdm(disable=not (always or sys.stderr.isatty()), file=sys.stderr) as bar:
+    seen = is_first(crew) and (always or sys.stderr.isatty())
+    with tqdm(disable=not seen, file=sys.stderr) as bar:
         yield partial(_advance, bar)
 
 

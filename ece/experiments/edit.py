@@ -2,15 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal, get_type_hints
+from typing import get_type_hints
 
 import pandas as pd
 import torch
-from torch import distributed, nn
+from torch import nn
 from tyro.conf import Positional
 
 from ece import Config, Fact, Strategy, edit_sequence, engine, load
@@ -24,6 +23,7 @@ from ece.engine.parallel import Processes, Together
 from ece.errors import ConfigError, EditError, checked, shown
 from ece.evaluation.generation import answer
 from ece.evaluation.metrics import KINDS, evaluate
+from ece.experiments.crew import Sharding, is_first, load_for, open_folder
 from ece.experiments.flags import reader_of
 from ece.experiments.inputs import check_writable, statistics
 from ece.experiments.spec import Count, Dtype, Settings
@@ -32,9 +32,8 @@ from ece.loading.sharding import save_model
 from ece.presets import preset_of
 from ece.sequence import split
 from ece.state import check_begin
-from ece.storage import Folder, run_sequence, save_adapter, snapshot
+from ece.storage import run_sequence, save_adapter, snapshot
 from ece.storage.edits import EditSet, edits_since, load_edits, save_edits, standing, toggle
-from ece.storage.folder import Shared
 from ece.storage.held import held
 
 SHOWN, TOKENS = 10, 8
@@ -62,7 +61,7 @@ class Options:
     """Number format of the weights."""
     preset: str | None = None
     """Preset file with the model's numbers, as `ece tune` writes it; without it the model's own."""
-    sharding: Literal["tp", "fsdp"] | None = None
+    sharding: Sharding | None = None
     """How the processes that `torchrun` started share the model's weights: each computes with its
     part of every matrix, or gathers block by block; without it each has the whole model and some
     of the facts."""
@@ -91,8 +90,8 @@ class Options:
 
     def settings(self, count: int) -> Settings:
         """Say the same as the settings of a run, which checks them."""
-        shared = ("model", "method", "device", "dtype", "preset", "stats", "stats_text",
-                  "stats_tokens")  # fmt: skip
+        shared = ("model", "method", "device", "dtype", "preset", "sharding", "stats",
+                  "stats_text", "stats_tokens")  # fmt: skip
         found = {name: getattr(self, name) for name in shared}
         own = {"config": numbers(self.method, self.set)}
         made = Settings(**found, **own, facts=count, batch=min(self.batch, count))
@@ -157,19 +156,6 @@ def check_new(name: str, folder: str | None, force: bool = False) -> None:
                           "folder, or remove what is there")  # fmt: skip
 
 
-@contextmanager
-def crew(sharding: str | None) -> Iterator[Processes | None]:
-    """Join the processes that `torchrun` started; None for a process alone."""
-    if not distributed.is_torchelastic_launched():
-        yield None
-        return
-    distributed.init_process_group()
-    try:
-        yield Processes() if sharding else Together()
-    finally:
-        distributed.destroy_process_group()
-
-
 def main(options: Options, progress: Callable, crew: Processes | None = None) -> None:
     """Edit, measure before and after, save, and print what was done.
 
@@ -178,7 +164,7 @@ def main(options: Options, progress: Callable, crew: Processes | None = None) ->
     facts = read_facts(options.file)
     settings = options.settings(len(facts))
     check_out(options)
-    model, tokenizer = _loaded(options, crew)
+    model, tokenizer = load_for(settings, crew)
     config, strategy = settings.fitted(model), settings.strategy()
     check_begin(model, config, strategy)  # before the statistics, which take long
     for part in split(facts, strategy.batch or settings.batch):
@@ -193,19 +179,20 @@ def main(options: Options, progress: Callable, crew: Processes | None = None) ->
     if options.work is None:
         edit_sequence(*given, **more)
     else:
-        with Folder(options.work) if crew is None else Shared(options.work, crew) as folder:
+        with open_folder(options.work, crew) as folder:
             run_sequence(*given, folder, **more)
     new = _measured(model, tokenizer, facts)
     about = _about(options, settings, config, facts, old, new)
     edits = edits_since(before, model, facts, about)
     if crew is not None:
         crew.agree("the edited weights", edits.edited)
-    first = crew is None or not crew.rank
-    if first:  # before the model, which is large: a full disk shall not take the edits along
+    if is_first(
+        crew
+    ):  # before the model, which is large: a full disk shall not take the edits along
         save_edits(options.out, edits)
     if options.save is not None:
         save_model(model, options.save)
-    if not first:
+    if not is_first(crew):
         return
     answers = {"answer before": old["answers"], "answer now": new["answers"]}
     _finish(options, model, tokenizer, edits, about, answers)
@@ -218,18 +205,6 @@ def _about(options, settings: Settings, config: Config, facts: list[Fact], old, 
             "dtype": options.dtype, "preset": preset_of(settings.preset or settings.model),
             "config": asdict(config), "before": old["rates"], "after": new["rates"],
             "not_taken": missed}  # fmt: skip
-
-
-def _loaded(options: Options, crew: Processes | None) -> tuple:
-    """Load the model, whole or this process's part of it."""
-    device, dtype = options.device, getattr(torch, options.dtype)
-    if options.sharding is not None:
-        return load(options.model, device, dtype, options.sharding)
-    if crew is not None and device not in (None, "auto"):
-        module = torch.get_device_module(device)
-        module.set_device(own := crew.rank % module.device_count())  # where it receives, too
-        device += f":{own}"
-    return load(options.model, device, dtype)
 
 
 def _finish(options: Options, model, tokenizer, edits: EditSet, about: dict, answers: dict) -> None:

@@ -20,7 +20,9 @@ from pydantic import Field
 from tqdm import tqdm
 from tyro.conf import Positional
 
+from ece.engine.parallel import Processes
 from ece.errors import ConfigError, checked
+from ece.experiments.crew import Sharding, is_first, joined
 from ece.experiments.results import SIX, Results, read, source, write_record
 from ece.experiments.runner import run
 from ece.experiments.spec import UNKNOWN, Count, Settings, run_id
@@ -44,6 +46,8 @@ class Options:
     """Print what would run and how long it may take, and run nothing."""
     device: str | None = None
     """Where the models go, as torch names it; without it where each cell says."""
+    sharding: Sharding | None = None
+    """How the processes that `torchrun` started share the models; see `ece run`."""
     jobs: Count = 1
     """Cells that run at the same time, each in a process of its own."""
     results: str = "results"
@@ -68,7 +72,8 @@ def main(options: Options) -> None:
     elif options.dry_run:
         sys.stdout.write(_plan(left, found))
     else:
-        _run(left, options)
+        with joined(options.sharding) as crew:
+            _run(left, options, crew)
 
 
 def cells(path: str | Path, only: Iterable[str] | None = None) -> dict[str, Settings]:
@@ -196,20 +201,25 @@ def _plan(left: list[Settings], found: Results) -> str:
     return "".join(lines) + end + (f" and {unknown} of unknown length\n" if unknown else "\n")
 
 
-def _run(left: list[Settings], options: Options) -> None:
+def _run(left: list[Settings], options: Options, crew: Processes | None) -> None:
     """Run cells, some at a time; what was finished stays when one of them fails."""
-    work, device = Path(options.work) / source(), options.device
-    calls = (delayed(_cell)(s, replace(s, device=device) if device else s, options, work)
-             for s in left)  # fmt: skip
-    names = Parallel(n_jobs=options.jobs, return_as="generator_unordered", batch_size=1)(calls)
-    with tqdm(names, total=len(left), unit="cell", disable=None) as bar:
+    if crew is not None and options.jobs > 1:
+        raise ConfigError(f"setting 'jobs' is {options.jobs}, and torchrun's processes run each "
+                          "cell together; leave one of the two out")  # fmt: skip
+    work, names = Path(options.work) / source(), ("device", "sharding")
+    ways = {name: getattr(options, name) for name in names if getattr(options, name)}
+    calls = (delayed(_cell)(s, replace(s, **ways), options, work, crew) for s in left)
+    done = Parallel(n_jobs=options.jobs, return_as="generator_unordered", batch_size=1)(calls)
+    with tqdm(done, total=len(left), unit="cell", disable=None if is_first(crew) else True) as bar:
         for name in bar:
             bar.set_description(name)
 
 
-def _cell(declared: Settings, settings: Settings, options: Options, work: Path) -> str:
+def _cell(declared: Settings, settings: Settings, options: Options, work: Path, crew) -> str:
     """Run one cell and write its record, under the name of what was declared."""
     path = _record(declared, options)
-    write_record(run(settings, work=work / path.stem, cache=work / "cache"), path)
-    shutil.rmtree(work / path.stem, ignore_errors=True)
+    record = run(settings, work=work / path.stem, cache=work / "cache", crew=crew)
+    if is_first(crew):
+        write_record(record, path)
+        shutil.rmtree(work / path.stem, ignore_errors=True)
     return declared.name

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ece import Fact, edit_sequence, load
+from ece import Fact, edit_sequence, engine
 from ece.baselines import BASELINES, Task
 from ece.baselines.sequence import sequence
 from ece.baselines.trained import trained
+from ece.engine.parallel import Processes, Together
+from ece.errors import ConfigError
 from ece.evaluation.checks import check_lengths
 from ece.evaluation.layer_attribution import chosen_layers
 from ece.evaluation.metrics import KINDS, Scores, join
+from ece.experiments.crew import is_first, load_for, open_folder
 from ece.experiments.inputs import check_writable, facts, gather, stated, statistics
 from ece.experiments.order import labels, schedule
 from ece.experiments.results import SIX, provenance
@@ -28,6 +31,7 @@ from ece.storage import Folder, run_sequence
 from ece.storage.archive import checksum
 from ece.storage.archive import load as load_file
 from ece.storage.archive import save as save_file
+from ece.storage.held import held
 
 BEFORE = ("dataset", "seed", "compat", "dtype", "matmul", "text_tokens", "text_facts")
 """Settings that decide, beside facts and sources, what is measured before any edit."""
@@ -38,18 +42,23 @@ SECONDS = ("values", "keys", "solve", "evaluate", "statistics")
 def run(
     settings: Settings, loaded=None, progress: Callable | None = None,
     work: str | Path | None = None, cache: str | Path | None = None,
+    crew: Processes | None = None,
 ) -> dict:  # fmt: skip
     """Run `settings` and return the record: rates in percent, times in seconds, provenance.
 
     loaded: (model, tokenizer) to use in place of loading `settings.model`; the model is edited
     and stays so. progress: called as progress(stage, done, total). With a folder `work`, a run
     killed at any point and started again gives the same record. A folder `cache` holds what does
-    not depend on the facts edited: second moments, and what baselines learn.
+    not depend on the facts edited: second moments, and what baselines learn. crew: processes that
+    make the run together, each by the same call, on folders that all of them see.
     """
-    for folder in filter(None, (work, cache)):
-        check_writable(folder)
-    with matmul(settings.matmul), Folder(work) if work else nullcontext() as folder:
-        return Runner(settings, loaded, progress, folder, cache).run()
+    for path in filter(None, (work, cache)):
+        check_writable(path)
+    if crew is not None and not settings.edits:
+        raise ConfigError(f"setting 'method' is {settings.method!r}, which runs in one process; "
+                          "start it without torchrun")  # fmt: skip
+    with matmul(settings.matmul), open_folder(work, crew) as folder:
+        return Runner(settings, loaded, progress, folder, cache, crew).run()
 
 
 @contextmanager
@@ -82,13 +91,15 @@ class Session:
 class Runner:
     """Everything that the parts of one run share."""
 
-    def __init__(self, settings: Settings, loaded, progress, folder: Folder | None, cache):
+    def __init__(
+        self, settings: Settings, loaded, progress, folder: Folder | None, cache, crew=None
+    ):
         """Gather what the run starts from, and check it before anything long begins."""
         self.settings, self.progress, self.folder, self.cache = settings, progress, folder, cache
+        self.crew, self.together = crew, crew if isinstance(crew, Together) else None
         self.facts, self.references, self.sources = gather(settings, progress)
         self.clock = Counter()
-        dtype = getattr(torch, settings.dtype)
-        self.model, self.tokenizer = loaded or load(settings.model, settings.device, dtype)
+        self.model, self.tokenizer = loaded or load_for(settings, crew)
         if settings.known:
             self.facts = stated(self.model, self.tokenizer, self.facts, settings.facts)
         check_lengths(self.model, self.tokenizer, self.facts)
@@ -111,7 +122,7 @@ class Runner:
         if self.folder is not None:
             self.folder.claim("cell", {**origin["identity"], "statistics": session.statistics})
         prompts = frozenset(fact.text for fact in self.facts)
-        judge = Judge(self.tokenizer, self.settings, self.references, prompts)
+        judge = Judge(self.tokenizer, self.settings, self.references, prompts, self.together)
         with timed(self.clock, "evaluate"):
             pre = self._before(judge, origin)
             effects = SideEffects.of(self.settings, self.model, self.tokenizer, self.facts)
@@ -122,6 +133,8 @@ class Runner:
             after = judge.score(edited, self.facts, pre)
             late = effects.measure(edited, self.facts)
             new_texts = effects.texts_of_cases(edited, self.facts)
+        if self.crew is not None:
+            self.crew.agree("what they measured", checksum(judge.rates(after) | late))
         stages = dict.fromkeys((*SECONDS, *self.clock))
         return {
             **{name: getattr(self.settings, name) for name in SIX},
@@ -143,10 +156,12 @@ class Runner:
         parts = {name: origin["identity"][name] for name in BEFORE}
         key = checksum((self.mark, self.facts, parts, origin["identity"]["sources"]))
         path = Path(self.cache) / f"before-{key}.safetensors"
-        if path.exists():
+        there = path.exists()
+        if there if self.crew is None else self.crew.first(there):
             return load_file(path, "before", [Scores])
         found = judge.score(self.model, self.facts)
-        save_file(path, "before", found)
+        if is_first(self.crew):
+            save_file(path, "before", found)
         return found
 
     def _origin(self, session: Session) -> dict:
@@ -155,6 +170,7 @@ class Runner:
         numbers, ids = asdict(session.numbers), [fact.id for fact in self.facts]
         return {
             **provenance(settings.command(), numbers, self.model, session.tokens, self.mark),
+            **({"processes": self.crew.count} if self.crew else {}),
             **self.sources,
             "compat": settings.compat,
             "statistics": session.statistics,
@@ -174,7 +190,8 @@ class Runner:
         strategy.check(config)
         with timed(self.clock, "statistics"):
             stats, origin = statistics(model, tokenizer, self.settings, config, strategy, self.mark,
-                                       self.cache, self.progress)  # fmt: skip
+                                       self.cache, self.progress, self.crew)  # fmt: skip
+        stats = stats if self.crew is None else held(stats, self.crew)
         before, size = strategy.remember(model, config), strategy.batch or batch
         fixed = (model, tokenizer, self.facts, stats, config, batch)
 
@@ -184,11 +201,12 @@ class Runner:
                 if edited % batch == 0 or edited == len(self.facts):
                     on_written((edited - 1) // batch)
 
-            named = {"strategy": strategy, "on_batch": on_batch, "progress": self.progress}
+            named = {"strategy": strategy, "on_batch": on_batch, "progress": self.progress,
+                     "engine": self.together or engine}  # fmt: skip
             if self.folder is None:
                 _, reports = edit_sequence(*fixed, **named)
             else:
-                cache = self.cache and Path(self.cache)
+                cache = Path(self.cache) if self.cache and self.crew is None else None
                 _, reports = run_sequence(*fixed, self.folder, **named, cache=cache)
             return edit_record(reports), sum((Counter(r.seconds) for r in reports), Counter())
 

@@ -5,13 +5,15 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from ece import Fact
 from ece.data.loading import MEASURE
 from ece.data.references import References
-from ece.evaluation.metrics import KINDS, Scores, evaluate, unchanged
+from ece.engine.parallel import Together
+from ece.evaluation.metrics import KINDS, Scores, evaluate, join, unchanged
 from ece.evaluation.text_quality import consistencies, fluencies, write_texts
 from ece.experiments.results import rounded
 from ece.experiments.spec import Settings
@@ -31,13 +33,16 @@ class Judge:
     references: References
     prompts: Collection[str]
     """All prompts that the run edits."""
+    crew: Together | None = None
+    """Processes that share the facts to be measured."""
 
     def score(
         self, model, facts: list[Fact], before: Scores | None = None, texts: bool = True
     ) -> Scores:
         """Score facts on the model as it is; `before` are the scores of the unedited model."""
         compat = self.settings.compat and self.settings.dataset == "zsre"
-        scores = evaluate(model, self.tokenizer, facts, compat=compat, edited=self.prompts)
+        rate = partial(evaluate, model, self.tokenizer, compat=compat, edited=self.prompts)
+        scores = rate(facts) if self.crew is None else join(self.crew.spread(facts, rate))
         if before is not None:
             scores = replace(scores, unchanged=unchanged(before, scores))
         if not self.settings.text_tokens or not texts:

@@ -21,6 +21,7 @@ from ece.data.references import SNIPPETS
 from ece.data.schema import checksum, digest
 from ece.data.texts import PYTHON_DOCS, python_docs
 from ece.errors import ConfigError, checked
+from ece.experiments.crew import Sharding
 from ece.experiments.flags import text_of, words
 from ece.experiments.order import Order
 from ece.experiments.results import SIX
@@ -70,6 +71,10 @@ class Settings:
     """Where the model goes, as torch names it, or "auto"; without it the CPU."""
     dtype: Dtype = "float32"
     """Number format of the weights."""
+    sharding: Sharding | None = None
+    """How the processes that `torchrun` started share the model's weights: each computes with its
+    part of every matrix, or gathers block by block; without it each has the whole model and some
+    of the facts."""
     matmul: Matmul = "highest"
     """Precision of float32 products, as torch names it: "high" is TF32 where there is any."""
     text_tokens: OrNone = 0
