@@ -84,7 +84,8 @@ def structure(model: nn.Module) -> Structure:
         path, named = f"{path}.{named[0][0]}", list(named[0][1].named_children())
     lists = [(len(m), name) for name, m in named if isinstance(m, nn.ModuleList)] or [(0, "")]
     block = [*dict(named)[max(lists)[1]]][:1] if max(lists)[0] else []
-    downs = [path for b in block for path, m in _outside_attention(b) if _is_down(m, width)]
+    dense = [b for b in block if not any(n.endswith("experts") for n, _ in b.named_modules())]
+    downs = [path for b in dense for path, m in _outside_attention(b) if _is_down(m, width)]
     norms = [name for name, m in named if getattr(getattr(m, "weight", m), "shape", ()) == (width,)]
     for what, found in (("list of blocks with a down-projection", downs), ("final norm", norms)):
         if len(found) != 1:
@@ -163,8 +164,7 @@ def between(model: nn.Module, first: int, last: int | None = None, embedded: boo
 def _brought(base: nn.Module, given: tuple, named: dict) -> tuple[tuple, dict]:
     """Bring states to the embeddings' device: they may come from a later part of the model."""
     device = base.get_input_embeddings().weight.device
-    named = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in named.items()}
-    return given, named
+    return given, {n: v.to(device) if isinstance(v, Tensor) else v for n, v in named.items()}
 
 
 def narrowed(model: nn.Module, dtype: str) -> nn.Module:

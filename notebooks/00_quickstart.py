@@ -163,7 +163,7 @@ tables.table(pd.DataFrame({
     "Probability of an answer, before → after the edit")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Probability of five answers before and after the edit: to the edited prompt (above) and to a neighbour's (below).", "name": "fig-quickstart-answers"}, "image": {"alt": "Two panels of horizontal bars. Above, the edited prompt: the old answer falls from 0.86 to 0 and the new one rises from 0 to 0.99. Below, the neighbour: the old answer falls from 0.60 to 0.26, and no other of the five gains."}}
-figure, axes = plt.subplots(2, 1, figsize=(4.6, 5.6), sharex=True)
+figure, axes = plt.subplots(2, 1, figsize=(5.8, 6.4), sharex=True)
 for ax, prompt, old, new in zip(axes, prompts, before, after):
     plots.answers(answers, old, new, ax)
     ax.set_title(f"{prompt} ...", fontsize=10)

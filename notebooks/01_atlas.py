@@ -152,7 +152,7 @@ print("the mask follows the rule")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The attention mask of one sentence: blue where the row's token may look at the column's. The right margin says whether the MLP works at the row's token.", "name": "fig-atlas-mask"}, "image": {"alt": "A lower triangular grid of blue squares over the tokens of one sentence. Rows of the subject see no token of the sentence before; rows behind the subject see only one column of it, its last token, and their MLP is off."}}
 names = [decode(tokenizer, [i]).strip() for i in ids]
-figure, ax = plt.subplots(figsize=(4.6, 4.6))
+figure, ax = plt.subplots(figsize=(5.8, 5.3))
 ax.imshow(expected, cmap="Blues", vmax=1.6, interpolation="nearest")
 for token, works in enumerate(masks.mlp[0]):
     ax.text(len(ids) - 0.2, token, "MLP" if works else "–", va="center",
@@ -317,7 +317,7 @@ for at, shares in effect.items():
     print(f"{at:8}", *(f"{100 * float(share):4.0f}" for share in shares))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of answers that a swap changes, by token and block.", "name": "fig-atlas-tracing"}, "image": {"alt": "A heat map with two columns and five rows. At the subject's last token the effect is near 1 in the lower blocks and 0 after the last; at the prompt's last token it is the other way round."}}
-figure, ax = plt.subplots(figsize=(4.6, 3.4))
+figure, ax = plt.subplots(figsize=(5.8, 3.9))
 grid = torch.stack([effect["subject"], effect["last"]], 1)
 plots.tracing(grid.numpy(), ["subject's last", "prompt's last"], ax)
 plt.show()
@@ -418,7 +418,7 @@ for row in zip(TASKS, right, constant):
     print("{:15} {:5.0f} {:8.0f}".format(*row))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy on held-out items of the six tasks; a mark shows what the best constant answer gets.", "name": "fig-atlas-tasks"}, "image": {"alt": "Six horizontal bars of 95 to 100 percent, each reaching far beyond its mark, which stands at 37 to 63 percent."}}
-figure, ax = plt.subplots(figsize=(4.6, 3.2))
+figure, ax = plt.subplots(figsize=(5.8, 3.7))
 rows = range(len(TASKS))
 ax.barh(rows, right, color=plots.BLUE)
 ax.plot(constant, rows, "|", color=plots.RED, ms=20, mew=2.5,

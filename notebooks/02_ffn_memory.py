@@ -364,7 +364,7 @@ print(f"longest column: Eq 4 {plain.norm(dim=0).max():.0e}, with "
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Each neuron's column of the update against how strongly it fires in text. Without a ridge, nearly silent neurons get the longest columns.", "name": "fig-memory-ridge"}, "image": {"alt": "A scatter plot on logarithmic axes. Grey dots, Eq 4 as it stands, rise above 10,000 towards neurons that hardly fire; blue dots, with a ridge, stay below 100 and fall there instead."}}
 fires = C0.diagonal().sqrt().cpu()
-figure, ax = plt.subplots(figsize=(4.6, 3.4))
+figure, ax = plt.subplots(figsize=(5.8, 3.9))
 for D, hue, name in ((plain, plots.GREY, "Eq 4 as it stands"),
                      (delta, plots.BLUE, f"ridge {config.ridge:g}")):
     ax.loglog(fires, D.norm(dim=0).cpu(), ".", color=hue, markersize=3,
@@ -432,7 +432,7 @@ for name, row in zip(names, zip(*map(effects, (1, config.lam, 1e4)))):
     print(f"{name:20} %", *(f"{value:6.1f}" for value in row))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "What $\\lambda$ does: the share of the new facts that is missed, and how far other facts and ordinary text are moved, in % of the mean change.", "name": "fig-memory-lambda"}, "image": {"alt": "Three curves over lambda from 0.01 to a million. The share of new facts missed rises from near 0 to 100 percent; the movement of other facts and of text falls from its start to 0 over the same range."}}
-figure, ax = plt.subplots(figsize=(4.6, 3.4))
+figure, ax = plt.subplots(figsize=(5.8, 3.9))
 looks = zip(curves, names, (plots.RED, plots.BLUE, plots.GREY),
             ("-", "--", ":"), strict=True)
 for curve, name, hue, dash in looks:
@@ -474,7 +474,7 @@ def fact_by_fact(lam):
 
 # %% tags=["hide-input"]
 def draw_facts(i):
-    figure, ax = plt.subplots(figsize=(4.6, 3.0))
+    figure, ax = plt.subplots(figsize=(5.8, 3.4))
     hues, shapes = (plots.RED, plots.BLUE), ("o", "^")
     for part, hue, shape, name in zip(
             fact_by_fact(weights[i]), hues, shapes, names):
@@ -526,7 +526,7 @@ share = strength[0] ** 2 / (strength**2).sum()
 print(f"share of the change that is of rank one: {share:.4f}")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The change of the last edit layer for one fact: its direction in the space of keys, and in the residual stream.", "name": "fig-memory-rank-one"}, "image": {"alt": "Two line plots of absolute values. Above, over neurons: a few tall peaks and many small ones. Below, over residual components: values of like size throughout."}}
-figure, axes = plt.subplots(2, 1, figsize=(4.6, 4.2))
+figure, axes = plt.subplots(2, 1, figsize=(5.8, 4.8))
 axes[0].plot(right[0].abs(), color=plots.BLUE, lw=0.8)
 axes[0].set(xlabel="neuron", ylabel="key side")
 axes[1].plot(left[:, 0].abs(), color=plots.RED, lw=0.8)

@@ -199,7 +199,7 @@ print("all equal:     ", select(torch.ones(4), 0.5).tolist())
 print("p = 1:         ", select(toy, 1.0).tolist())
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Eq 8 for one fact, by RS (above) and by WI (below): the smallest set whose scores add up to the share p.", "name": "fig-scoring-cut"}, "image": {"alt": "Two panels with the neurons in descending order of score. Above, RS: a steep hill, and the cumulative share reaches p after about 140 neurons. Below, WI: nearly level scores, and the share reaches p after almost all neurons."}}
-figure, axes = plt.subplots(2, 1, figsize=(4.6, 6.0))
+figure, axes = plt.subplots(2, 1, figsize=(5.8, 6.9))
 for ax, name in zip(axes, ("residual", "weight"), strict=True):
     ranked = Q[name][0].sort(descending=True).values.cpu()
     chosen = int(select(Q[name][0], p).sum())
@@ -243,7 +243,7 @@ for share in (0.5, 0.8, 0.95):
         f"{SHORT[n]} {size[n][at]:4.0f} ({error[n][at]:.2f})" for n in Q))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The number of neurons chosen against p, and the part of the output that is missing against the number of neurons.", "name": "fig-scoring-size"}, "image": {"alt": "Two panels. Above, sets by AS and RS grow slowly up to p of 0.9 and then to all neurons, sets by WI grow in a straight line. Below, for the same number of neurons, AS and RS leave far less of the output missing than WI."}}
-figure, axes = plt.subplots(2, 1, figsize=(4.6, 6.2))
+figure, axes = plt.subplots(2, 1, figsize=(5.8, 7.1))
 for name in Q:
     look = dict(
         color=plots.colour(METHOD[name]), label=SHORT[name], marker="o",
@@ -279,7 +279,7 @@ columns = columns[:int(half.any(0).sum())].cpu()
 
 def draw_map(i):
     chosen = fact_sets(Q["residual"][:few], shares[i]).cpu()[:, columns]
-    figure, ax = plt.subplots(figsize=(4.6, 2.8))
+    figure, ax = plt.subplots(figsize=(5.8, 3.2))
     fact, neuron = chosen.nonzero().T
     ax.plot(neuron, fact, ".", color=plots.GREEN, markersize=3)
     ax.set(xlim=(-1, len(columns)), ylim=(few - 0.5, -0.5), yticks=[],
@@ -352,7 +352,7 @@ for (one, two), *row in zip(pairs, measured, chance):
     print(f"{SHORT[one]}, {SHORT[two]}", *(f"{x:10.2f}" for x in row))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Overlap of the three scores' sets, beside what random sets of the same sizes would give.", "name": "fig-scoring-overlap"}, "image": {"alt": "Three pairs of bars. AS and RS overlap by more than 0.9, far more than by chance; AS with WI and RS with WI overlap by about 0.2, just as by chance."}}
-figure, ax = plt.subplots(figsize=(4.6, 2.6))
+figure, ax = plt.subplots(figsize=(5.8, 3.0))
 at = torch.arange(3)
 ax.barh(at - 0.2, measured, 0.38, color=plots.BLUE, label="measured")
 ax.barh(at + 0.2, chance, 0.38, color=plots.GREY, label="by chance")
@@ -469,7 +469,7 @@ print(f"  by more than half of the facts: {(usage[mine] > 0.5).sum()}")
 print(f"  by less than a quarter:         {(usage[mine] < 0.25).sum()}")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "How many facts of the batch choose each neuron; dots mark the neurons of the first fact.", "name": "fig-scoring-usage"}, "image": {"alt": "Thin vertical lines over 1,024 neurons, of 0 to 90 percent of the facts. The first fact's dots stand on lines of 15 to 90 percent."}}
-figure, ax = plt.subplots(figsize=(4.6, 3.2))
+figure, ax = plt.subplots(figsize=(5.8, 3.7))
 ax.vlines(neuron, 0, 100 * usage, color=plots.GREY, lw=0.6,
           label="the batch")
 ax.plot(neuron[mine], 100 * usage[mine], "o", color=plots.RED,
@@ -534,7 +534,7 @@ agree = same.float().mean().item()
 print(f"layer {first.layer}: {agree:.0%} of the neurons as predicted")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Where a batch of 20 facts was written: a green line is a neuron, white is left alone; the numbers count the lines.", "name": "fig-scoring-written"}, "image": {"alt": "Three rows of thin green lines over 1,024 neurons, one row for each edit layer. That of layer 0 is nearly full, those of layers 1 and 2 hold about two thirds as many lines."}}
-figure, ax = plt.subplots(figsize=(4.6, 2.6))
+figure, ax = plt.subplots(figsize=(5.8, 3.0))
 for row, layer in enumerate(report.layers):
     where = report.masks[layer].nonzero()[:, 0]
     ax.plot(where, torch.full_like(where, row), "|", color=plots.GREEN,

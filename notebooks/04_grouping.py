@@ -264,7 +264,7 @@ place = np.argsort(order)
 print("facts per group:", *torch.bincount(labels).tolist())
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Jaccard distances between all facts, ordered by group; stars are the anchors.", "name": "fig-grouping-matrix"}, "image": {"alt": "A square heat map of 200 by 200 distances, nearly uniform. White lines separate ten groups, whose blocks along the diagonal are only a little darker than the rest. A star stands at the first row of each block."}}
-figure, ax = plt.subplots(figsize=(4.6, 3.8))
+figure, ax = plt.subplots(figsize=(5.8, 4.4))
 plots.jaccard_matrix(
     distance[order][:, order].numpy(), labels[order].numpy(),
     place[anchors.numpy()], ax,
@@ -330,7 +330,7 @@ share = (shared.sum() - len(anchors)) / (len(facts) - len(anchors))
 print(f"members that want their anchor's object: {share:.0%}")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "How well the groups agree with what is known of the facts (adjusted mutual information; 1 would be equality).", "name": "fig-grouping-agreement"}, "image": {"alt": "Five horizontal bars: kind of subject 0.28, relation 0.15, old object, new object and last token about 0.05 each."}}
-figure, ax = plt.subplots(figsize=(4.6, 2.4))
+figure, ax = plt.subplots(figsize=(5.8, 2.8))
 ax.barh(list(features), values, color=plots.GREEN)
 ax.axvline(0, color=plots.BLACK, linewidth=1)
 ax.invert_yaxis()
@@ -376,7 +376,7 @@ for name in curve:
         print(f"{name:11} {what:10}", *(f"{x:5.2f}" for x in row[name]))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean distance to the anchor, and mean silhouette, against the number of groups K. Neither has a bend or a peak worth the name.", "name": "fig-grouping-number"}, "image": {"alt": "Two panels over K from 2 to 160 on a logarithmic axis. Above, the distance to the anchor falls steadily, for facts and for random sets. Below, both silhouettes stay near 0."}}
-figure, axes = plt.subplots(2, 1, figsize=(4.6, 4.6), sharex=True)
+figure, axes = plt.subplots(2, 1, figsize=(5.8, 5.3), sharex=True)
 for name, colour in (("facts", plots.GREEN), ("random sets", plots.GREY)):
     axes[0].plot(ks, cost[name], "o-", color=colour, label=name)
     axes[1].plot(ks, silhouette[name], "o-", color=colour)

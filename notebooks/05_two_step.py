@@ -461,7 +461,7 @@ for name, rates in summary.items():
     print(row, *(f"{rates[kind]:5.1f}" for kind in kinds))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Score after writing, by way of spending steps; in brackets the passes per fact. More passes do not give a higher score.", "name": "fig-two-step-scores"}, "image": {"alt": "Six rows with one dot each, from stop with the fewest passes a fact to plain and mean with the most; all dots lie within two points of each other, and they do not rise with the passes."}}
-figure, ax = plt.subplots(figsize=(4.6, 2.8))
+figure, ax = plt.subplots(figsize=(5.8, 3.2))
 ranked = sorted(summary, key=count.get)
 for row, name in enumerate(ranked):
     ax.plot(summary[name]["score"], row, "o",

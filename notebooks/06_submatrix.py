@@ -365,7 +365,7 @@ for way, row in lengths.items():
     print(f"{way:16}", *(f"{length:6.3f}" for length in row))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "What the second batch does to the keys of the first, and to its own.", "name": "fig-submatrix-history"}, "image": {"alt": "Two pairs of bars. The first batch is disturbed by 0.27 without history and by 0.01 with it; the second batch misses the same small share of its own goal either way."}}
-figure, ax = plt.subplots(figsize=(4.6, 2.6))
+figure, ax = plt.subplots(figsize=(5.8, 3.0))
 for shift, (way, row) in enumerate(lengths.items()):
     ax.barh(np.arange(2) + 0.4 * shift - 0.2, row, height=0.38,
             color=(plots.BLUE, plots.PINK)[shift], label=way)

@@ -240,7 +240,7 @@ parts = [
 parts = pd.DataFrame(parts)
 parts = parts.sort_values("when", ascending=False, kind="stable")
 axes = plots.lines(parts, "edited", "score", by="when", columns=0,
-                   ylabel="score of the batch, %", height=3.0)
+                   ylabel="score of the batch, %", height=3.4)
 axes[-1].set(xlabel="facts edited when the batch was written")
 for ax in axes:
     ax.set(ylim=(80, 101))

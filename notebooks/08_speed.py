@@ -110,7 +110,7 @@ for name, work in cost.items():
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Operations for eight facts and five steps: the engine runs a small part of what the published loop runs.", "name": "fig-speed-operations"}, "image": {"alt": "Three horizontal bars. The bar of the published loop is several times as long as the two bars of the engine, one fact at a time and all at once, which are about equal."}}
 plots.style()
-figure, ax = plt.subplots(figsize=(4.6, 2.2))
+figure, ax = plt.subplots(figsize=(5.8, 2.5))
 colours = [plots.GREY, plots.SKY, plots.BLUE]
 ax.barh(list(cost), list(cost.values()), color=colours)
 ax.set(xlabel="operations for 5 steps, GFLOP")
@@ -380,7 +380,7 @@ plt.show()
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Time per edit and memory over 10,000 edits, on the first of the models. Neither grows.", "name": "fig-speed-long"}, "image": {"alt": "Two line charts over 10,000 edits. Milliseconds per edit wander about one level, with some peaks; memory is a flat line."}}
 longest = pd.DataFrame(record["long"]["rows"])
-figure, (top, below) = plt.subplots(2, 1, sharex=True, figsize=(4.6, 4.0))
+figure, (top, below) = plt.subplots(2, 1, sharex=True, figsize=(5.8, 4.6))
 top.plot(longest.edits, 1000 * longest.seconds_per_edit, color=plots.GREEN)
 top.set(ylabel="ms per edit", ylim=(0, None))
 below.plot(longest.edits, longest.bytes / 2**20, color=plots.BLUE)

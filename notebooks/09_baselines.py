@@ -155,7 +155,7 @@ for name in ("ft-l", "ft-w", "ft-m"):
 # %% tags=["hide-input"]
 def bars(names):
     """Before in grey, then each method, for the three prompts."""
-    figure, ax = plt.subplots(figsize=(4.6, 1.6 + 0.35 * len(names)))
+    figure, ax = plt.subplots(figsize=(5.8, 1.8 + 0.4 * len(names)))
     height = 0.8 / (len(names) + 1)
     rows = torch.arange(len(PROMPTS), dtype=torch.float)
     lines = {"before": before, **{n: after[n] for n in names}}
@@ -410,7 +410,7 @@ for name, line in after.items():
           f"{line[3]:7.4f}")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "What one edit costs: the neighbour's answer against the length of the change.", "name": "fig-baselines-cost"}, "image": {"alt": "A scatter plot of coloured dots with a legend. SERAC and retrieval change no weight and the neighbour stays as it was. The editor's methods stand as high, over changes of a tenth to four tenths of the weights; the three kinds of fine-tuning at like changes stand lowest, MEND between."}}
-figure, ax = plt.subplots(figsize=(4.6, 4.2))
+figure, ax = plt.subplots(figsize=(5.8, 4.8))
 for name, line in after.items():
     ax.plot(line[3], 100 * line[2], "o", color=plots.colour(name),
             label=name)

@@ -215,7 +215,7 @@ def picture(dataset):
     found = found.sort_values(["model", "method"], kind="stable", key=(
         lambda names: names.map([*MODELS, *METHODS].index)))
     axes = plots.dots(found, "value", "method", shape="metric",
-                      height=3.8, columns=3)
+                      height=4.4, columns=3)
     axes[-1].set(xlim=(-3, 103), xlabel="%")
     plt.show()
 

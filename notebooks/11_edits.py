@@ -80,7 +80,7 @@ before = before.groupby("metric").value.first()
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "What a thousand edits cost on SmolLM2-135M. Above: score of all facts so far. Below: perplexity of plain text; dotted, the unedited model. ROME runs off the scale.", "name": "fig-edits-real"}, "image": {"alt": "Two panels of nine lines against the number of edits. Above, the score: FT-L is flat at 47 percent, all others begin at 82 to 87; at 1,000 edits MEMIT with a history is the highest at 78, then AlphaEdit, ece-plus and MEMIT; ECE's three end at 70 to 71 and ROME at 60. Below, perplexity: ROME runs off the scale, ECE's three reach the highest values on it, the others end at about half of theirs, above the dotted line of the unedited model."}}
 AXES = {"score": "score, %", "perplexity": "perplexity of plain text"}
-figure, axes = plt.subplots(2, 1, figsize=(4.6, 6.4), sharex=True)
+figure, axes = plt.subplots(2, 1, figsize=(5.8, 7.4), sharex=True)
 for ax, (rate, name) in zip(axes, AXES.items(), strict=True):
     for method, part in real_curve.groupby("method"):
         ax.plot(part.edited, part[rate], "o-", label=method,
@@ -142,7 +142,7 @@ for edits in (100, 300, 600, 1200):
 def curves(metric):
     """A rate of every method over the edits."""
     axes = plots.lines(curve, "edited", metric, ylabel=f"{metric}, %",
-                       height=3.0, columns=0)
+                       height=3.4, columns=0)
     axes[-1].set(xlabel="facts edited")
     for ax in axes:
         ax.set(ylim=(0, 102))
@@ -219,7 +219,7 @@ at_points("score_unedited", "The same without edited neighbours, %")
 lost = batches.pivot_table("efficacy", [*sides, "edited"], "when",
                            sort=False)
 lost = (lost.at_write - lost.after).rename("lost").reset_index()
-axes = plots.lines(lost, "edited", "lost", height=3.0, columns=0,
+axes = plots.lines(lost, "edited", "lost", height=3.4, columns=0,
                    ylabel="efficacy lost, points")
 axes[-1].set(xlabel="edits when the batch was written")
 for ax in axes:

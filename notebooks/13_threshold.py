@@ -122,7 +122,7 @@ kept = pd.DataFrame([
     for m, s in SCORERS.items() for p in shares
 ])
 kept["share"] = 100 * kept.n / W.shape[1]
-[ax] = plots.lines(kept.assign(model=MODEL), "p", "share", height=3.6,
+[ax] = plots.lines(kept.assign(model=MODEL), "p", "share", height=4.1,
                    columns=0, ylabel=f"neurons of layer {layer}, %")
 plots.label_ends(ax)
 ax.plot([0, 1], [0, 100], ":", color=plots.GREY)

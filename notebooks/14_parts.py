@@ -111,7 +111,7 @@ rates = rates.sort_values(["model", "part"], key=lambda column: (
     column.map(names.index) if column.name == "part" else column))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Score of `ece-rs` with one part changed. Points left of the dotted line are changes that hurt: the part helps.", "name": "fig-parts"}, "image": {"alt": "Dot plots of the score, a row for each change, one panel for each model. On both models the dot of no history lies far left of the line, by 4 and 2 points; on atlas-llama so do those of chosen layers; the others lie within about 2 points of it."}}
-axes = plots.dots(rates, "score", "part", height=3.8)
+axes = plots.dots(rates, "score", "part", height=4.4)
 base = rates[rates.part == BASE].set_index("model").score
 for ax in axes:
     ax.axvline(base[ax.get_title()], color=plots.GREY, linestyle=":")

@@ -173,7 +173,7 @@ def along(setting, *names):
 def panel(frame, setting, xscale="linear"):
     long = frame.melt(["model", setting], RATES[:1] + RATES[2:],
                       "metric", "rate")
-    axes = plots.lines(long, setting, "rate", hue="metric", height=2.6,
+    axes = plots.lines(long, setting, "rate", hue="metric", height=3.0,
                        columns=0)
     axes[-1].set(xscale=xscale)
     for ax in axes:

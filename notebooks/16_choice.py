@@ -95,7 +95,7 @@ tried["chosen"] = tried.run.isin(chosen.run)
 chosen = chosen.sort_values(["model", "place"])
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Score at seed 3 of every setting tried; a ring marks the chosen one.", "name": "fig-choice-search"}, "image": {"alt": "Dot plots of the score, a row for each of five methods, one panel for each model. Each row spreads over 9 to 29 points, with the ringed dot at its right end. ECE's ring lies right of ROME's and MEMIT's on atlas-gpt2 and atlas-gptj; on atlas-llama they are equal within two points."}}
-axes = plots.dots(tried, "score", "method", ring="chosen", height=2.4)
+axes = plots.dots(tried, "score", "method", ring="chosen", height=2.8)
 axes[-1].set(xlabel="score at seed 3, %")
 plt.show()
 
@@ -155,7 +155,7 @@ assert len(same) == len(near) == 3 * (3 * 5 + 2 * 3)
 fresh["mean"] = fresh.groupby(sides).score.transform("mean")
 fresh = fresh.sort_values(["model", "mean"], ascending=[True, False],
                           kind="stable")
-axes = plots.dots(fresh, "score", "method", bar=True, height=3.2)
+axes = plots.dots(fresh, "score", "method", bar=True, height=3.7)
 axes[-1].set(xlabel="score at fresh seeds, %")
 plt.show()
 

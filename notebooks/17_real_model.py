@@ -136,7 +136,7 @@ tables.table(shown, "After 500 edits, mean over the seeds, %")
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Score after 500 edits, one dot a seed; the bar is the mean.", "name": "fig-real-scores"}, "image": {"alt": "Rows of dots, one row for each method and one dot for each seed, that show the score after 500 edits of SmolLM2. The dots of memit-history lie farthest right, those of the paper's three methods farthest left."}}
 scores = tables.wide(cells, "method", "seed")
 (ax,) = plots.dots(scores, "score", "method", bar=True, by=None,
-                   height=2.4)
+                   height=2.8)
 ax.set(xlabel="score, %", title="")
 plt.show()
 

@@ -103,7 +103,7 @@ frame = pd.DataFrame(curves).rename_axis("step").reset_index()
 long = frame.melt("step", var_name="rate", value_name="NLL").replace(
     {"rate": {" of the": " ×", "as ": ""}}, regex=True)
 (ax,) = plots.lines(long, "step", "NLL", "rate", by=None, columns=0,
-                    ylabel="NLL, nats per token", height=3.6)
+                    ylabel="NLL, nats per token", height=4.1)
 ax.set(xlabel="gradient step", title="")
 plots.label_ends(ax)
 plt.show()
@@ -148,7 +148,7 @@ frame = pd.DataFrame({n: v.losses.mean(1) for n, v in starts.items()})
 long = frame.rename_axis("step").reset_index().melt(
     "step", var_name="start", value_name="NLL")
 (ax,) = plots.lines(long, "step", "NLL", "start", by=None, columns=0,
-                    ylabel="NLL, nats per token", height=3.6)
+                    ylabel="NLL, nats per token", height=4.1)
 ax.set(xlabel="gradient step of each fact's own", title="")
 plots.label_ends(ax)
 plt.show()

@@ -130,7 +130,7 @@ tables.table(able, "SmolLM2-135M before any edit, %")
 each = path[path.metric.isin([f"{task}_f1" for task in TASKS])]
 each = each.assign(task=each.metric.str.removesuffix("_f1").map(TASKS))
 for ax in plots.lines(each.sort_values(["task", "edited"]), "edited",
-                      "value", by="task", columns=3, height=1.7,
+                      "value", by="task", columns=3, height=2.0,
                       ylabel="F1, %"):
     ax.set(xlabel="edits")
 plt.show()
@@ -276,7 +276,7 @@ tasks = ours.query("metric == 'abilities_accuracy'")
 tasks = tasks.sort_values(["model", "edited"], kind="stable")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean accuracy over the six tasks of the embedded models against the number of edits.", "name": "fig-side-atlas"}, "image": {"alt": "Three panels of nine lines that fall from 99 percent. On atlas-gpt2 ROME ends at 62 and ece-plus at 76 percent, the others between 83 and 91; on atlas-gptj ROME at 69, ece-plus at 83, the others between 88 and 93; on atlas-llama ece-plus ends at 79, the others between 85 and 97."}}
-for ax in plots.lines(tasks, "edited", "value", columns=0, height=3.2,
+for ax in plots.lines(tasks, "edited", "value", columns=0, height=3.7,
                       ylabel="mean accuracy, %"):
     ax.set(xlabel="edits")
     plots.label_ends(ax)

@@ -100,7 +100,7 @@ def chosen(K, scorer="residual", p=config.p):
 one = first["capital"]
 two = next(fact for fact in drawn
            if fact.relation == one.relation and fact is not one)
-figure, ax = plt.subplots(figsize=(4.6, 2.6))
+figure, ax = plt.subplots(figsize=(5.8, 3.0))
 for layer, (A, B) in chosen(keys([one, two]), p=0.3).items():
     for mask, colour in ((A & ~B, plots.SKY), (A & B, plots.BLACK)):
         at = mask.nonzero()[:, 0]
@@ -252,7 +252,7 @@ edited, beside = np.split(np.array(nll), [60], axis=1)
 
 # %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "Mean negative log-likelihood of the new answers, nats per token: a row for each batch of 20 facts, a column for each state of the model. Each batch is disturbed by those written after it.", "name": "fig-places-batches"}, "image": {"alt": "A table of three rows and four columns of colours: high values before a batch is written, low ones when it has just been written, somewhat higher ones after later batches."}}
 by_batch = edited.reshape(4, 3, 20).mean(2).T
-figure, ax = plt.subplots(figsize=(4.6, 2.2))
+figure, ax = plt.subplots(figsize=(5.8, 2.5))
 sns.heatmap(by_batch, annot=True, fmt=".2f", cmap="viridis_r", ax=ax,
             cbar=False)
 ax.set(xlabel="batches written", ylabel="facts of batch",
@@ -287,7 +287,7 @@ from ece.book.slider import slider
 
 
 def draw_state(done):
-    figure, axes = plt.subplots(2, 1, figsize=(4.6, 4.4), sharex=True)
+    figure, axes = plt.subplots(2, 1, figsize=(5.8, 5.1), sharex=True)
     for ax, rows, hue, title in zip(
             axes, (edited, beside), (plots.RED, plots.BLUE),
             ("edited facts: new answer", "neighbours: true answer")):
@@ -349,7 +349,7 @@ print(f"{len(like)} neighbours, mean change "
       f"{surroundings.change.mean():+.2f} nats")
 
 # %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "Neighbours: how far the negative log-likelihood of their true answer moved, against the resemblance of their key to an edited one.", "name": "fig-places-near"}, "image": {"alt": "A cloud of points around zero and a line that rises from left to right; at the right end, near a cosine of one, every point is above zero."}}
-figure, ax = plt.subplots(figsize=(4.6, 3.0))
+figure, ax = plt.subplots(figsize=(5.8, 3.4))
 sns.regplot(surroundings, x="resemblance", y="change", ax=ax,
             color=plots.BLUE, scatter_kws={"s": 18})
 ax.axhline(0, color=plots.GREY, lw=1)
@@ -376,7 +376,7 @@ def three(n):
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 def draw_one(i):
-    figure, axes = plt.subplots(3, 1, figsize=(4.6, 3.6), sharex=True)
+    figure, axes = plt.subplots(3, 1, figsize=(5.8, 4.1), sharex=True)
     for ax, (text, answer, before, now), hue in zip(
             axes, three(worst[i]), (plots.RED, plots.BLUE, plots.BLUE)):
         shades = [hue, plots.GREY]

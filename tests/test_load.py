@@ -161,6 +161,7 @@ REFUSED = {
     "bloom": {},
     "gemma3n_text": SLIDING | dict(num_kv_shared_layers=0, activation_sparsity_pattern=None),
     "gemma4_text, inputs per layer": SLIDING,
+    "aria_text": dict(moe_num_experts=4, moe_topk=2),
     "flint": {},
     "paligemma": reading("gemma", model_type="siglip_vision_model", projection_dim=16),
     "gpt_oss": {},
@@ -170,6 +171,7 @@ REFUSED = {
     "openai-gpt": {},
     "opt, post": dict(word_embed_proj_dim=16, do_layer_norm_before=False),
     "qwen2_moe": {},
+    "solar_open": dict(n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1),
 }
 """Families that would be edited wrongly, or not at all."""
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from transformers import Gemma3Config
+from transformers import CONFIG_MAPPING, Gemma3Config
 
 from conftest import SUBJECTS, TEXTS, build
 from ece import load
@@ -92,6 +92,8 @@ def test_a_family_that_reads_images_is_tried_on_a_small_copy():
     found, sentence = plan.tried(config)
     assert found is None and "was served" in sentence
     assert config.text_config.num_hidden_layers == 6 and config.vision_config.hidden_size == 768
+    unified = CONFIG_MAPPING["gemma4_unified"]()  # it looks up the tokens that stand for images
+    assert "was served" in plan.tried(unified)[1]
 
 
 def test_more_devices_hold_less_each_and_fewer_neurons_solve_faster():

@@ -34,7 +34,8 @@ SMALL = dict(
     vocab_size=64, hidden_size=256, d_model=256, n_embd=256, word_embed_proj_dim=256,
     intermediate_size=512, ffn_dim=512, n_inner=512, num_hidden_layers=4, num_layers=4, n_layer=4,
     n_layers=4, num_attention_heads=4, n_head=4, n_heads=4, num_key_value_heads=2, head_dim=64,
-    pad_token_id=0, bos_token_id=1, eos_token_id=1,
+    pad_token_id=0, bos_token_id=1, eos_token_id=1, image_token_id=61, video_token_id=62,
+    audio_token_id=63,
 )  # fmt: skip
 """Sizes of the copy on which a family is tried, by the names that families have for them."""
 STATES = 14

@@ -34,10 +34,7 @@ def joined(sharding: Sharding | None) -> Iterator[Processes | None]:
 
 
 def load_for(settings: Any, crew: Processes | None) -> tuple:
-    """Load a model and its tokenizer, whole or this process's part of it.
-
-    settings: has `model`, `device`, `dtype` and `sharding`, as `ece.experiments.spec.Settings`.
-    """
+    """Load the model and tokenizer that settings name, whole or this process's part of it."""
     device, dtype = settings.device, getattr(torch, settings.dtype)
     if settings.sharding is not None:
         return load(settings.model, device, dtype, settings.sharding)
