@@ -113,7 +113,7 @@ tables.table(shown, "SmolLM2-135M after 500 edits, mean over the seeds, "
 # small lead over MEMIT with a history holds at each seed; the rest of their order is open. That the
 # paper's three are behind MEMIT with a history is not: each is, at every seed. ROME needed no search: $\lambda$ cancels in its solve. {doc}`11_edits`
 # goes on to a thousand edits. Retrieval's threshold and FT-M's rate are the best of six on the facts set aside. MEND was trained for 400 steps, SERAC for
-# 600 (scope) and 600 (answers), both on 4,000 other records and without a search: more may come of them. After MEND's edits no new answer
+# 600 (scope) and 600 (answers), both on the other records and without a search: more may come of them. After MEND's edits no new answer
 # is the model's first choice; SERAC's scope lets more than half of the other wordings pass it by. SERAC trained on the test's
 # wordings was not run here, nor were as many edits as in the paper.
 #
