@@ -16,7 +16,7 @@ TWICE = re.compile(
     r'\s*<script src="[^"]*/fontawesome/[^"]*/js/all\.min\.js[^"]*"></script>'
     r'|\s*<link rel="preload" as="font"[^>]*/fontawesome/[^>]*/fa-(?:brands|regular)[^>]*/>'
 )
-SLIDER = 64
+SLIDER = 32
 """Colours of a drawing under a slider, of which a page holds many."""
 INSIDE = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=]+")
 

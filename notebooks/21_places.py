@@ -363,7 +363,7 @@ plt.show()
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 kept = np.exp(-beside[[0, -1]]).reshape(2, 60, 2)
-worst = (kept[0] - kept[1]).max(1).argsort()[::-1][:12]
+worst = (kept[0] - kept[1]).max(1).argsort()[::-1][:9]
 
 
 def three(n):

@@ -85,6 +85,20 @@ def test_a_page_fits_a_phone_and_paper(tab, page):
     assert not cut
 
 
+@pytest.mark.parametrize("width, least, most", [(1280, 0.9, 1.0), (390, 1.0, 1.08)])
+@each_page
+def test_a_figure_fills_the_column(tab, page, width, least, most):
+    """On a phone it takes the margins, too."""
+    tab.set_viewport_size({"width": width, "height": 800})
+    visit(tab, page)
+    shares = tab.evaluate(
+        """[...document.querySelectorAll('.cell_output img, .ece-slider img')]
+           .filter(img => img.offsetWidth)
+           .map(img => img.offsetWidth / img.closest('section').offsetWidth)"""
+    )
+    assert all(least <= share <= most for share in shares), shares
+
+
 @pytest.mark.parametrize("mode", ["light", "dark"])
 @each_page
 def test_a_page_can_be_read_by_everyone(tab, page, mode):
