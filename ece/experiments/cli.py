@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         kind, call = COMMANDS[name]
         if distributed.is_torchelastic_launched() and name not in SEVERAL:
             raise ConfigError(f"ece {name} runs in one process; by torchrun only ece "
-                              f"{' and ece '.join(SEVERAL)} do")  # fmt: skip
+                              f"{', '.join(SEVERAL)} do")  # fmt: skip
         given = words if call in (_run, tune.main) else read_options(kind, words, f"ece {name}")
         code = call(given) or 0
         sys.stdout.flush()
