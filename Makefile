@@ -76,7 +76,8 @@ test: $(READY)  ## linters, import contracts, tests and every notebook's outputs
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache --no-logo
 	env -u ECE_MODEL -u ECE_DEVICE -u ECE_DATA $(BIN)/python -m pytest -q -n 2 --dist loadscope \
-	  --nbval --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cfg tests notebooks
+	  --no-loadscope-reorder --nbval --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cfg \
+	  notebooks tests  # the chapters first: they take longest
 
 bench: $(READY)  ## what editing costs, stage by stage: a table per model (MODEL= DEVICE= OUT=)
 	for model in $(or $(MODEL),atlas-gpt2 atlas-gptj atlas-llama); do \
