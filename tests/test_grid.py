@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from small_runs import without_seconds
 
+from ece.engine.parallel import Processes
 from ece.errors import ConfigError
 from ece.experiments import grid
 from ece.experiments.cli import main
@@ -255,3 +256,8 @@ def test_the_code_s_hash_is_of_every_file(tmp_path):
     assert source(tmp_path) == first
     (tmp_path / "deep" / "one.py").write_text("a = 2\n")
     assert source(tmp_path) != first
+
+
+def test_several_processes_run_one_cell_at_a_time(file):
+    with pytest.raises(ConfigError, match="'jobs' is 2, and torchrun's processes"):
+        grid._run([], grid.Options(str(file), jobs=2), crew=object.__new__(Processes))

@@ -14,6 +14,7 @@ from ece import atlas, load
 from ece.baselines import BASELINES, STRATEGIES
 from ece.data import world
 from ece.data.loading import load_facts
+from ece.engine.parallel import Processes
 from ece.errors import ConfigError, DataError, EditError, FactError, StateError
 from ece.evaluation.metrics import KINDS, evaluate, harmonic
 from ece.experiments import inputs, runner, scoring
@@ -372,3 +373,8 @@ def test_the_precision_of_products_is_restored():
         assert torch.get_float32_matmul_precision() == "high"
         raise KeyError
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_a_baseline_of_its_own_runs_in_one_process():
+    with pytest.raises(ConfigError, match="'ft-l', which runs in one process"):
+        run(Settings(method="ft-l", facts=1, batch=1), crew=object.__new__(Processes))

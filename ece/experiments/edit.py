@@ -186,9 +186,7 @@ def main(options: Options, progress: Callable, crew: Processes | None = None) ->
     edits = edits_since(before, model, facts, about)
     if crew is not None:
         crew.agree("the edited weights", edits.edited)
-    if is_first(
-        crew
-    ):  # before the model, which is large: a full disk shall not take the edits along
+    if is_first(crew):  # before the model: a disk that it fills shall not take the edits along
         save_edits(options.out, edits)
     if options.save is not None:
         save_model(model, options.save)
