@@ -1,7 +1,7 @@
 r"""A start of the descent learned from the values found so far: ridge regression, as sums.
 
-A value has much to do with its fact's target. Eq 12's $U_i$ is here $B\,\phi_i$ with the target's
-mean output embedding as the feature $\phi_i$, and $B$ is fitted to the values of earlier facts.
+A value has much to do with its fact's target. Eq 12's $U_i$ is here $B\,\phi_i$, where $\phi_i$ is
+the target's output embeddings less the mean of all, and $B$ is fitted to earlier facts' values.
 It is this book's own: the paper shares a start within a cluster (`Config.shared`).
 """
 
@@ -30,21 +30,20 @@ class Learned:
 
 
 def features(model: nn.Module, tokenizer, facts: list[Fact]) -> Float[Tensor, "edit model"]:
-    """Average the output embeddings of each target's tokens, and scale to length 1; float64.
+    """Average the output embeddings of each target's tokens, less the vocabulary's mean; float64.
 
-    The state and a constant as further features made edits worse (measured): what they predict
-    is common to all facts, and so reaches their neighbours. `ModelError` if the model has no output
-    embeddings.
+    They are scaled to length 1. The mean, the state or a constant as features made edits worse
+    (measured): what these predict is common to all facts, and so reaches their neighbours.
+    `ModelError` if the model has no output embeddings.
     """
     head = model.get_output_embeddings()
     if head is None:
         raise ModelError("this model has no output embeddings; choose another 'shared' than "
                          "'learned'")  # fmt: skip
-    rows, table = [], gathered(head.weight)
-    for fact in facts:
-        ids = torch.tensor(target_ids(tokenizer, fact.target), device=table.device)
-        rows.append(table[ids].double().mean(0))
-    return normalize(torch.stack(rows))
+    table = gathered(head.weight)
+    targets = [target_ids(tokenizer, fact.target) for fact in facts]
+    rows = torch.stack([table[ids].double().mean(0) for ids in targets])
+    return normalize(rows - table.mean(0, dtype=torch.float64))
 
 
 def predicted(
@@ -53,8 +52,7 @@ def predicted(
     r"""Predict Eq 12's $U_i$: $U = B\phi\,\lVert h\rVert$; zero while nothing was learned."""
     if learned is None:
         return torch.zeros_like(hidden)
-    gram = learned.gram.to(phi.device).clone()
-    gram.diagonal().add_(PENALTY)
+    gram = learned.gram.to(phi) + PENALTY * torch.eye(len(learned.gram)).to(phi)
     B = torch.cholesky_solve(learned.cross.to(phi.device), torch.linalg.cholesky(gram))
     return (phi @ B * hidden.double().norm(dim=1, keepdim=True)).to(hidden)
 
@@ -66,6 +64,5 @@ def grown(
     """Add the values of a batch to the sums."""
     goal = delta.double() / hidden.double().norm(dim=1, keepdim=True)
     gram, cross = phi.T @ phi, phi.T @ goal
-    if learned is None:
-        return Learned(gram, cross)
-    return Learned(learned.gram.to(gram) + gram, learned.cross.to(cross) + cross)
+    known = (learned.gram.to(gram), learned.cross.to(cross)) if learned else (0, 0)
+    return Learned(known[0] + gram, known[1] + cross)
