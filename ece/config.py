@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ece.errors import ConfigError, checked
+from ece.errors import ConfigError, checked, shown
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, lt=1e12)]
@@ -70,8 +70,8 @@ class Config:
     def __post_init__(self):
         """Check what concerns several settings at once."""
         if list(self.layers) != sorted(set(self.layers)):
-            raise ConfigError(f"setting 'layers' is {self.layers}; it should be in increasing "
-                              "order, each once")  # fmt: skip
+            raise ConfigError(f"setting 'layers' is {shown(self.layers)}; it should be in "
+                              "increasing order, each once")  # fmt: skip
         if self.own_steps > self.steps:
             raise ConfigError(f"setting 'own_steps' is {self.own_steps}; it should be at most "
                               f"steps = {self.steps}")  # fmt: skip

@@ -91,12 +91,12 @@ def second_moment(
     token is padding; `max_tokens` bounds the tokens of one forward pass. `select(tokenizer, text)`
     says per token whether it counts. `start` goes on from the `Sums` that `on_forward` was given;
     these change after the call: save or copy them in it. `StatsError` without a token.
-    Processes that share the passes give their `crew` (`ece.engine.parallel.Together`): each makes
-    some, and all get the sums of all.
+    `crew`: processes that share the passes (`ece.engine.parallel.Together`); all get all sums.
     """
-    if isinstance(texts, str):
-        raise StatsError("texts is one string; give a list of texts")
-    if not (layers and isinstance(layers, tuple) and type(max_tokens) is int and max_tokens > 0):
+    if isinstance(texts, str | bytes | dict) or not isinstance(texts, Iterable):
+        raise StatsError(f"texts is a {type(texts).__name__}; give a list of texts")
+    counts = isinstance(layers, tuple) and layers and (*layers, max_tokens)
+    if not counts or {type(count) for count in counts} != {int} or max_tokens < 1:
         raise StatsError(f"layers is {layers!r}, max_tokens {max_tokens!r}; give a tuple of layers "
                          "and a whole number of tokens")  # fmt: skip
     check_mode(model)
@@ -153,6 +153,8 @@ def packed(tokenizer, texts, length: int, count: int, select: Callable | None = 
     def rows():
         buffer: list[tuple[int, bool]] = []
         for text in texts:
+            if not isinstance(text, str):
+                raise StatsError(f"texts hold {text!r:.60}; give a list of texts")
             ids = encode(tokenizer, text)
             marks = select(tokenizer, text) if select else [True] * len(ids)
             buffer.extend(zip(ids, marks, strict=True))

@@ -70,8 +70,7 @@ def checked(cls: type) -> type:
             reason = first["msg"].replace("Input should", "it should")
             unknown = f"it is no setting; known: {', '.join(names)}"
             reason = reason.replace("Unexpected keyword argument", unknown)
-            if first["type"] == "too_short":
-                reason = "give at least one"
+            reason = {"too_short": "give at least one"}.get(first["type"], reason)
             if first["type"] == "missing":
                 raise ConfigError(f"setting '{name}' is missing; give it") from None
             raise ConfigError(f"setting '{name}' is {shown(first['input'])}; {reason}") from None

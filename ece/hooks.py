@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ece.errors import ModelError
+from ece.errors import ModelError, shown
 from ece.facts import pad
 from ece.model import Site, between, sites
 
@@ -40,7 +40,7 @@ def capture(sites: list[Site]):
                 hooks.enter_context(module.register_forward_pre_hook(hook))
         yield found
         if len(found) != len(sites):
-            missed = sorted({site.layer for site in sites} - set(found))
+            missed = shown(tuple(sorted({site.layer for site in sites} - set(found))))
             raise ModelError(f"the forward never reached the down-projections of layers {missed}; "
                              "run the whole model inside the block")  # fmt: skip
 

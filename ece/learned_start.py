@@ -38,8 +38,7 @@ def features(model: nn.Module, tokenizer, facts: list[Fact]) -> Float[Tensor, "e
     """
     head = model.get_output_embeddings()
     if head is None:
-        raise ModelError("this model has no output embeddings; choose another 'shared' than "
-                         "'learned'")  # fmt: skip
+        raise ModelError("no output embeddings in this model; take another 'shared' than 'learned'")
     table = gathered(head.weight)
     targets = [target_ids(tokenizer, fact.target) for fact in facts]
     rows = torch.stack([table[ids].double().mean(0) for ids in targets])

@@ -38,7 +38,9 @@ class Strategy:
 
     def unused(self, config: Config) -> tuple[str, ...]:
         """Name settings that have no effect beside the others."""
-        return ("p",) if config.clusters is None and config.scorer == "all" else ()
+        own, every = config.shared == "learned", config.scorer == "all"
+        names = {"own_steps": True, "shared": not own, "p": every} if not config.clusters else {}
+        return tuple(name for name, idle in names.items() if idle)
 
     def entries(self, config: Config) -> tuple[int, ...]:
         """Layers where values enter: the last edit layer."""

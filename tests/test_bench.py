@@ -15,7 +15,7 @@ from ece.bench.profiling import ceiling, counted, measured
 from ece.bench.stages import STAGES, Bench, joined, long_run, stage_row, sweep
 from ece.data import python_docs, world
 from ece.editor import compute_values
-from ece.errors import ConfigError
+from ece.errors import ConfigError, ModelError
 from ece.state import new_state
 
 gpt2 = pytest.mark.parametrize("family", ["gpt2"], indirect=True)
@@ -281,6 +281,12 @@ def test_the_record_is_json_and_says_where_it_comes_from(
 def test_options_that_cannot_be_measured_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
         Options(**wrong)
+
+
+@pytest.mark.parametrize("device", ["toaster", "", "meta"])
+def test_a_shape_on_a_device_that_does_not_work_is_an_error(device):
+    with pytest.raises(ModelError, match="setting 'device' is"):
+        run(Options(shapes=("gpt2-xl",), device=device, facts=2, edits=0), "gpt2-xl")
 
 
 @pytest.mark.parametrize("setting", ["facts", "batch"])

@@ -111,11 +111,11 @@ def test_flags_become_the_settings_they_name(monkeypatch, capsys):
         raise OSError(28, "No space left on device", "somewhere")
 
     monkeypatch.setattr("ece.experiments.cli.run", run)
-    given = "--layers 0,1 --lambda 3 --clusters none --no-history --shared zero --points 2,4"
+    given = "--layers 0,1 --lambda 3 --clusters none --no-history --shared learned --points 2,4"
     given += " --batch 2 --stop 0.5 --text-tokens 7 --dtype bfloat16 --values-from again"
     text = failed(capsys, "run", *given.split())
     assert "ece run: error: [Errno 28] No space left on device: 'somewhere'" in text
-    own = {"layers": (0, 1), "lam": 3.0, "clusters": None, "history": False, "shared": "zero",
+    own = {"layers": (0, 1), "lam": 3.0, "clusters": None, "history": False, "shared": "learned",
            "stop": 0.5, "values_from": "again"}  # fmt: skip
     wanted = Settings(points=(2, 4), batch=2, text_tokens=7, dtype="bfloat16", config=own)
     assert seen == [wanted]
@@ -141,10 +141,13 @@ WRONG = [
     ("--model gpt-17", "model 'gpt-17' has no preset", "cannot be read"),
     ("--p 1.5", "argument --p:", "less than or equal to 1"),
     ("--own-steps 30", "argument --own-steps:", "at most"),
-    ("--layers 2,1", "argument --layers:", "increasing"),
+    ("--layers 2,1", "argument --layers: setting 'layers' is 2,1", "increasing"),
     ("--layers a", "--layers", "'a'"),
     ("--scorer best", "--scorer", "residual"),
     ("--clusters 2.5", "--clusters", "2.5"),
+    ("--clusters none --shared mean", "argument --shared:", "has no use for it here"),
+    ("--clusters none --own-steps 3", "argument --own-steps:", "has no use for it here"),
+    ("--stats .", ". cannot be read: it is a folder", "name another place"),
     ("--dtype int8", "--dtype", "bfloat16"),
     ("--data absent.json", "absent.json", "No such file"),
     ("--frobnicate", "--frobnicate", ""),

@@ -98,8 +98,14 @@ def test_the_memory_budget_changes_rows_not_tokens(model, tokenizer, stats):
 
 
 def test_texts_are_a_list_of_texts(model, tokenizer, untyped):
-    with pytest.raises(StatsError, match="one string"):
-        second_moment(model, tokenizer, "Mira lives in Rome", (0,))
+    for wrong in ("Mira lives in Rome", b"Mira", {"Mira": "lives"}, None):
+        with pytest.raises(StatsError, match=f"texts is a {type(wrong).__name__}; give a list"):
+            second_moment(model, tokenizer, wrong, (0,))
+    with pytest.raises(StatsError, match="texts hold 1; give a list"):
+        second_moment(model, tokenizer, ["Mira", 1], (0,))
+    for wrong in ((0.5,), (True,), [0]):
+        with pytest.raises(StatsError, match="give a tuple of layers"):
+            second_moment(model, tokenizer, TEXTS[:1], wrong)
     with pytest.raises(StatsError, match="no token"):
         second_moment(model, tokenizer, [], (0,))
     with pytest.raises(ModelError, match="no layer 9"):

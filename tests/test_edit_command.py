@@ -131,6 +131,18 @@ def test_contradicting_rows_are_refused_before_the_second_moments(tmp_path, caps
             main([*words, *apart])
 
 
+def test_what_the_model_cannot_read_is_refused_before_the_second_moments(
+    tmp_path, tokenizers, capsys, monkeypatch
+):
+    monkeypatch.setattr("ece.experiments.edit.statistics", None)
+    model = write_model(tmp_path, tokenizers["gpt2"])
+    head = "prompt,subject,target,true,neighbours"
+    row = f"{{}} lives in,Mira Velan,Rome,Paris,{'Tala ' * 600}lives in"
+    words = ["edit", str(table(tmp_path, head, (row,))), "--model", model, "--method", "memit"]
+    assert main([*words, "--set", "layers=0,1", "--out", str(tmp_path / "out")]) == 2
+    assert "the model reads" in capsys.readouterr().err
+
+
 def test_files_toggled_together_are_each_told_by_their_own_turn(tmp_path, capsys):
     places = [str(tmp_path / name) for name in ("one", "edited", "two", "both")]
     one, edited, two, both = places
@@ -164,7 +176,7 @@ def test_the_command_says_by_which_settings_it_edits(tmp_path, capsys):
     words = ["edit", str(table(tmp_path)), *SHORT, "--out", str(tmp_path / "out"), "--force"]
     assert main(words) == 0
     assert "memit, preset atlas-gpt2: layers 0,1,2, lam " in capsys.readouterr().out
-    assert main([*words, "--json", "--set", "steps=2 own_steps=1"]) == 0
+    assert main([*words, "--json", "--set", "steps=2"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["config"]["steps"] == 2 and record["preset"] == "atlas-gpt2"
     assert load_edits(tmp_path / "out").about["config"]["steps"] == 2
@@ -250,7 +262,7 @@ def test_edits_and_tables_that_are_there_are_not_overwritten(tmp_path, capsys):
 
 def test_numbers_are_set_and_what_did_not_take_is_said(tmp_path, capsys):
     words = ["edit", str(table(tmp_path)), *SHORT, "--out", str(tmp_path / "out"), "--force"]
-    assert main([*words, "--set", "steps=1 own_steps=1 layers=0"]) == 0
+    assert main([*words, "--set", "steps=1 layers=0"]) == 0
     assert "not the likeliest answer yet in 2 of 2 rows: 1, 2" in capsys.readouterr().out
     assert load_edits(tmp_path / "out").columns.keys() == {0}
     for wrong in ("stepps=1", "steps=one", "steps=-1", "layers=x"):

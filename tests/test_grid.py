@@ -95,6 +95,9 @@ def test_equal_settings_are_one_cell_whatever_their_table_and_words(file):
         (("lam = 20.0", "per.atlas-gpt2.memit = 2"), "setting 'per' is 2"),
         (("lam = 20.0", "per.atlas-gptj.memit = { lam = 2.0 }"), "'per' has atlas-gptj.memit"),
         (("lam = 20.0", "per.atlas-gpt2.rome = { lam = 2.0 }"), "'per' has atlas-gpt2.rome"),
+        (("lam = 20.0", "vary.seed = [3]"), "gives 'seed' beside its list 'seeds'"),
+        (("lam = 20.0", "model = 'gpt2-xl'"), "gives 'model' beside its list 'models'"),
+        (("lam = 20.0", "per.atlas-gpt2.memit = { method = 'rome' }"), "'method' beside its list"),
         (("[one]\n", "one = 3\n[[list]]\n"), "table 'one': it is 3; write settings under"),
     ],
 )
@@ -155,6 +158,16 @@ def test_a_cell_runs_once(command, file, tmp_path, capsys):
     file.write_text(FILE.replace("20.0", "30.0"))
     call("--only", "*ece-rs*")
     assert len(ran) == 6, "other settings are other cells"
+
+
+def test_a_cell_that_cannot_run_is_named_and_a_place_is_tried_first(file, tmp_path, capsys):
+    file.write_text(FILE + "context_tokens = 500\n")
+    words = ["grid", str(file), "--results", str(tmp_path), "--work", str(tmp_path / "work")]
+    assert main([*words, "--records", str(tmp_path / "cells")]) == 2
+    said = capsys.readouterr().err
+    assert "error: atlas-gpt2_ece-rs_counterfact_4x2" in said and "'context_tokens' is 500" in said
+    assert main([*words, "--records", str(file / "cells")]) == 2
+    assert "Not a directory" in capsys.readouterr().err
 
 
 def test_cells_run_on_the_device_given_under_their_own_names(command, file, tmp_path, monkeypatch):

@@ -50,6 +50,14 @@ def test_features_are_those_of_the_target_alone(model, tokenizer, facts):
     assert not torch.allclose(phi[0], phi[1])
 
 
+def test_features_have_nothing_in_common(model, tokenizer, facts):
+    """The rows of a pretrained model share a direction: a start along it reached every fact."""
+    phi, head = features(model, tokenizer, facts), model.get_output_embeddings()
+    with torch.no_grad():
+        head.weight += 10 * torch.ones(head.weight.shape[1])
+    torch.testing.assert_close(features(model, tokenizer, facts), phi, rtol=0, atol=1e-4)
+
+
 def test_values_seen_before_begin_nearer_to_the_target(model, tokenizer, facts, own):
     state = new_state(model, tokenizer, own)
     found = compute_values(model, tokenizer, facts, state, own)

@@ -1,5 +1,6 @@
 """The numbers of every method on every model: complete, valid, and those that were published."""
 
+import json
 import tomllib
 from dataclasses import fields, is_dataclass
 from importlib.resources import files
@@ -127,6 +128,21 @@ def test_overrides_win_and_hub_names_count_by_their_last_part():
     assert presets.numbers("atlas-gpt2", "ft-l", lr=0.5).lr == 0.5
 
 
+def test_steps_alone_are_enough_where_there_is_no_second_phase():
+    """`--method rome --steps 3` was refused for the preset's `own_steps`, which ROME has not."""
+    assert presets.configure("atlas-gpt2", "rome", steps=3).own_steps == 3
+    with pytest.raises(ConfigError, match="'own_steps' is 5"):
+        presets.configure("atlas-gpt2", "ece-rs", steps=3)
+
+
+@pytest.mark.parametrize("wrong", [{"n_layer": "x"}, {"text_config": 3}, {"n_layer": None}])
+def test_a_configuration_that_makes_no_model_is_named(wrong, tmp_path):
+    text = json.dumps({"model_type": "gpt2", **wrong})
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match="its configuration cannot be read"):
+        presets.configure(str(tmp_path), "memit")
+
+
 def test_unknown_names_list_the_known_ones():
     for call in (presets.configure, presets.strategy, presets.numbers):
         with pytest.raises(ModelError, match="'gpt-9' has no preset, and its configuration cannot"):
@@ -221,6 +237,8 @@ def test_llama_3_s_depth_gives_its_layers_and_one_block_gives_none():
         ("[config]\nlayers = [1]\nlam = 1.0\n[method.memit]\nlam = 2.0", "'method'"),
         ("[config]\nlayers = [1]\nlam = 1.0\n[methods.serac]\nlam = 2.0", "'lam'"),
         ("[methods.memit]\nlam = 2.0", "no table [config]"),
+        ("[config]\nlayers = ['a']\nlam = 1.0", "own.toml, [config]: setting 'layers'"),
+        (f"a = {'[' * 5000}", "own.toml cannot be read as a preset"),
     ],
 )
 def test_a_preset_file_is_read_whole_or_refused(text, named, tmp_path):

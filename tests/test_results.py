@@ -153,6 +153,11 @@ def test_damaged_tables_are_named(folders):
         (folder / "runs.jsonl").write_text(f"{text}\n{lines[1]}\n")
         with pytest.raises(ResultError, match=message):
             read(folder)
+    (folder / "runs.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ResultError, match="runs.jsonl, field .*cannot be read"):
+        read(folder)
+    with pytest.raises(ResultError, match="cannot be read .*Not a directory"):
+        read(folder / "runs.jsonl")
     (folder / "runs.jsonl").write_text("\n".join(lines))
     for text, message in (("run,when\n", "is run,when, not run,"), ('\0\n"', "cannot be read|is ")):
         (folder / "cells.csv").write_text(text)

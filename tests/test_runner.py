@@ -10,7 +10,7 @@ import torch
 from small_runs import FAST, QUICK, records, without_seconds, write_files
 
 from conftest import CITIES, SUBJECTS, TEXTS, build
-from ece import atlas, load
+from ece import atlas, load, storage
 from ece.baselines import BASELINES, STRATEGIES
 from ece.data import world
 from ece.data.loading import load_facts
@@ -152,7 +152,8 @@ def test_every_baseline_runs_and_goes_on_when_killed(method, again, settings, tm
 def test_a_killed_run_goes_on_to_the_same_record(
     again, settings, tmp_path, monkeypatch, method, calls
 ):
-    own = {n: v for n, v in FAST.items() if n not in ("clusters", "own_steps")} | {"own_steps": 3}
+    own = {n: v for n, v in FAST.items() if n not in ("clusters", "own_steps")}
+    own |= {"own_steps": 3} if method == "ece-plus" else {}
     chosen = replace(settings, method=method, config=own)
     whole = again(chosen)
     plain, left = scoring.evaluate, iter(range(calls))
@@ -338,6 +339,18 @@ def test_statistics_stop_at_the_tokens_allowed(again, settings, tokenizers):
     assert 60 <= origin["statistics_tokens"] < 60 + longest
 
 
+def test_the_passes_of_the_second_moments_have_the_presets_memory(again, settings, monkeypatch):
+    seen = []
+
+    def moments(model, tokenizer, texts, layers, path, max_tokens, *more):
+        seen.append(max_tokens)
+        return storage.moments(model, tokenizer, texts, layers, path, max_tokens, *more)
+
+    monkeypatch.setattr(inputs, "moments", moments)
+    again(replace(settings, config=FAST | {"max_tokens": 200}))
+    assert seen == [200]
+
+
 def test_the_cache_holds_statistics_by_what_they_are_of(again, settings, tmp_path):
     cache = tmp_path / "cache"
     first = again(settings, cache=cache)
@@ -365,6 +378,17 @@ def test_a_fact_that_the_model_cannot_read_is_named_before_the_run(again, settin
         again(replace(settings, data=str(path), facts=6))
     with pytest.raises(EditError, match="context_tokens"):
         again(replace(settings, config=FAST | {"context_tokens": 500}))
+
+
+def test_of_an_answer_of_two_tokens_half_can_be_right():
+    """The embedded world's answers are single tokens, where accuracy and top-1 are the same."""
+    model, tokenizer = load("atlas-gpt2")
+    facts = atlas.facts("counterfact", 20)
+    plain = [replace(fact, target=fact.true, true="") for fact in facts]
+    longer = [replace(fact, target=f"{fact.target} {facts[0].target}") for fact in plain]
+    one, two = (evaluate(model, tokenizer, some) for some in (plain, longer))
+    assert (one.efficacy_accuracy == one.efficacy_top1).all() and one.efficacy_top1.mean() > 0.9
+    assert (two.efficacy_accuracy == one.efficacy_top1 / 2).all() and not two.efficacy_top1.any()
 
 
 def test_the_precision_of_products_is_restored():

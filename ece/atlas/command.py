@@ -13,6 +13,7 @@ from ece.atlas.recipes import RECIPES
 from ece.atlas.train import train
 from ece.errors import ConfigError, checked
 from ece.loading import CHECKPOINTS, load
+from ece.storage.files import check_writable
 
 
 @checked
@@ -39,6 +40,8 @@ class Options:
 def main(options: Options) -> int:
     """Run one command; the exit code is 1 if a model falls short."""
     out = Path(options.out)
+    for folder in (out, options.work) if options.command == "train" else ():
+        check_writable(folder)
     for name in options.model if options.command == "train" else ():
         _train(name, out, Path(options.work))
     report = {name: check(*load(str(out / name))) for name in options.model}

@@ -30,13 +30,13 @@ from ece.bench.stages import STAGES, Bench, long_run, stage_row, sweep, throughp
 from ece.covariance import second_moment
 from ece.data import python_docs, world
 from ece.errors import ConfigError, checked
-from ece.experiments.inputs import check_file
 from ece.experiments.results import provenance, write_record
 from ece.experiments.runner import matmul
 from ece.experiments.spec import Count, Dtype, Matmul, words
 from ece.facts import Fact, contexts
 from ece.fingerprint import fingerprint
-from ece.loading import load
+from ece.loading import check_device, load
+from ece.storage.files import check_file
 
 SHAPES: dict[str, Callable] = {
     "gpt2-xl": lambda: GPT2Config(n_embd=1600, n_layer=48, n_head=25),
@@ -141,6 +141,7 @@ def open_bench(name: str, options: Options) -> tuple[Bench, list[Fact]]:
     for setting in ("facts", "batch") if options.edits else ("facts",):
         if (wanted := getattr(options, setting)) > len(every):
             raise ConfigError(f"setting '{setting}' is {wanted}; there are {len(every)} facts")
+    check_device(options.device)
     dtype, random = getattr(torch, options.naive_dtype or options.dtype), name in SHAPES
     templates = None
     if random:
@@ -153,13 +154,14 @@ def open_bench(name: str, options: Options) -> tuple[Bench, list[Fact]]:
     else:
         model, tokenizer = load(name, options.device, dtype)
     texts = read(options, 1 if random else TEXTS)
-    layers = presets.configure(name, "ece-rs").layers
-    stats, named = second_moment(model, tokenizer, texts, layers), None
+    config = presets.configure(name, "ece-rs")
+    passed = partial(second_moment, model, tokenizer, texts, config.layers, config.max_tokens)
+    stats, named = passed(), None
     if random:  # a handful of texts leaves the moments singular; only their cost counts
         for moment in stats.moments.values():
             moment.diagonal().add_(moment.diagonal().mean())
     else:
-        named = second_moment(model, tokenizer, texts, layers, select=ends_of_names)
+        named = passed(select=ends_of_names)
     some = every[: options.facts]
     return Bench(name, model, tokenizer, some, stats, random, templates, named), every
 

@@ -33,10 +33,10 @@ from ece.evaluation.metrics import KINDS
 from ece.experiments import edit, grid, tune
 from ece.experiments.crew import is_first, joined
 from ece.experiments.flags import flags_of, parse, read_options
-from ece.experiments.inputs import check_file
 from ece.experiments.results import TIMES, ResultError, collect, read_record, write_record
 from ece.experiments.runner import run
 from ece.experiments.spec import Settings
+from ece.storage.files import check_file
 
 KNOWN = (EditError, OSError, UnicodeError, RecursionError, torch.OutOfMemoryError, SafetensorError)
 """Errors that say what was wrong; all others are faults of this package."""
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         if distributed.is_torchelastic_launched() and name not in SEVERAL:
             raise ConfigError(f"ece {name} runs in one process; by torchrun only ece "
                               f"{', '.join(SEVERAL)} do")  # fmt: skip
-        given = words if call in (_run, tune.main) else read_options(kind, words, f"ece {name}")
+        given = words if call in OWN else read_options(kind, words, f"ece {name}")
         code = call(given) or 0
         sys.stdout.flush()
         return code
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, OSError) and error.filename is None:
             text = f"standard output: {text}; send it to a place with room"
             sys.stdout = open(os.devnull, "w")  # what it still holds can go nowhere
-        text = f"ece {name}: error: {_named_flag(text, kind if call is _edit else None)}\n"
+        text = f"ece {name}: error: {_named_flag(text, None if call in OWN else kind)}\n"
         sys.stderr.write(text.encode(errors="backslashreplace").decode())
         return 2
 
@@ -154,6 +154,8 @@ COMMANDS: dict[str, tuple] = {
     "plan": (plan.Options, plan.main), "atlas": (atlas.Options, atlas.main),
 }  # fmt: skip
 """Command -> what has its line of help, and what runs it: `run` and `tune` read their own flags."""
+OWN = (_run, tune.main)
+"""Jobs that read their own flags."""
 SEVERAL = ("edit", "run", "grid")
 """Commands that the processes of `torchrun` run together."""
 

@@ -24,12 +24,12 @@ def joined(sharding: Sharding | None) -> Iterator[Processes | None]:
     if not distributed.is_torchelastic_launched():
         yield None
         return
-    if alone := not distributed.is_initialized():
+    if first := not distributed.is_initialized():
         distributed.init_process_group()
     try:
         yield Processes() if sharding else Together()
     finally:
-        if alone:
+        if first:
             distributed.destroy_process_group()
 
 

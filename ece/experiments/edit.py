@@ -21,19 +21,23 @@ from ece.data.table import facts_from_table
 from ece.data.texts import PYTHON_DOCS
 from ece.engine.parallel import Processes, Together
 from ece.errors import ConfigError, EditError, checked, shown
+from ece.evaluation.checks import check_lengths
 from ece.evaluation.generation import answer
 from ece.evaluation.metrics import KINDS, evaluate
 from ece.experiments.crew import Sharding, is_first, load_for, open_folder
 from ece.experiments.flags import reader_of
-from ece.experiments.inputs import check_writable, statistics
+from ece.experiments.inputs import statistics
 from ece.experiments.spec import Count, Dtype, Settings
+from ece.facts import encode
 from ece.fingerprint import fingerprint
 from ece.loading.sharding import save_model
+from ece.model import room
 from ece.presets import preset_of
 from ece.sequence import split
 from ece.state import check_begin
 from ece.storage import run_sequence, save_adapter, snapshot
 from ece.storage.edits import EditSet, edits_since, load_edits, save_edits, standing, toggle
+from ece.storage.files import check_writable, explained
 from ece.storage.held import held
 
 SHOWN, TOKENS = 10, 8
@@ -169,6 +173,7 @@ def main(options: Options, progress: Callable, crew: Processes | None = None) ->
     check_begin(model, config, strategy)  # before the statistics, which take long
     for part in split(facts, strategy.batch or settings.batch):
         validate(part, tokenizer, model)
+    check_lengths(model, tokenizer, facts)
     mark = fingerprint(model)
     stats, _ = statistics(model, tokenizer, settings, config, strategy, mark, None, progress, crew)
     stats = stats if crew is None else held(stats, crew)
@@ -189,11 +194,16 @@ def main(options: Options, progress: Callable, crew: Processes | None = None) ->
     if is_first(crew):  # before the model: a disk that it fills shall not take the edits along
         save_edits(options.out, edits)
     if options.save is not None:
-        save_model(model, options.save)
+        _save_whole(model, options.save)
     if not is_first(crew):
         return
     answers = {"answer before": old["answers"], "answer now": new["answers"]}
     _finish(options, model, tokenizer, edits, about, answers)
+
+
+def _save_whole(model: nn.Module, folder: str) -> None:
+    with explained(Path(folder), "written", "free some space, or name another folder"):
+        save_model(model, folder)
 
 
 def _about(options, settings: Settings, config: Config, facts: list[Fact], old, new) -> dict:
@@ -221,9 +231,11 @@ def _measured(model: nn.Module, tokenizer, facts: list[Fact]) -> dict:
     scores = evaluate(model, tokenizer, facts)
     rates = scores.summary("top1")
     prompts = [fact.text for fact in facts[:SHOWN]]
+    left = room(model, whole=True) - max(len(encode(tokenizer, text)) for text in prompts)
+    texts = answer(model, tokenizer, prompts, min(TOKENS, left)) if left else [""] * len(prompts)
     return {"rates": {kind: rates[f"{kind}_top1"] for kind in KINDS},
             "taken": scores.efficacy_top1.tolist(),
-            "answers": answer(model, tokenizer, prompts, TOKENS)}  # fmt: skip
+            "answers": texts}  # fmt: skip
 
 
 def _table(options: Options, facts: list[Fact], record: dict, answers: dict) -> str:
@@ -297,7 +309,7 @@ def listing(options: Listing) -> None:
                 raise EditError(f"{path}: {error}") from error
         rows.append(_row(path, edits, model))  # at once: later edits may lie on top of these
     if options.toggle:
-        save_model(model, options.save)
+        _save_whole(model, options.save)
         tokenizer.save_pretrained(options.save)
     sys.stdout.write(pd.DataFrame(rows).to_string(index=False) + "\n")
 

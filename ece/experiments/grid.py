@@ -21,11 +21,12 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from ece.engine.parallel import Processes
-from ece.errors import ConfigError, checked
+from ece.errors import ConfigError, EditError, checked
 from ece.experiments.crew import Sharding, is_first, joined
 from ece.experiments.results import SIX, Results, read, source, write_record
 from ece.experiments.runner import run
 from ece.experiments.spec import UNKNOWN, Count, Settings, run_id
+from ece.storage.files import check_writable
 
 AXES = {"models": "model", "methods": "method", "datasets": "dataset", "seeds": "seed"}
 """Lists in a table of the file, and the setting that each of them varies."""
@@ -117,7 +118,10 @@ class Table:
     """Values of other settings."""
 
     def __post_init__(self):
-        """Check that settings of one method on one model have a cell."""
+        """Check that settings of one method on one model have a cell, and no list a rival."""
+        parts = [self.vary, self.single, *(p for own in self.per.values() for p in own.values())]
+        if twice := [name for part in parts for name in AXES.values() if name in part]:
+            raise ConfigError(f"it gives '{twice[0]}' beside its list '{twice[0]}s'; leave one out")
         for model, own in self.per.items():
             for method in own:
                 if model not in self.models or method not in self.methods:
@@ -206,6 +210,8 @@ def _run(left: list[Settings], options: Options, crew: Processes | None) -> None
     if crew is not None and options.jobs > 1:
         raise ConfigError(f"setting 'jobs' is {options.jobs}, and torchrun's processes run each "
                           "cell together; leave one of the two out")  # fmt: skip
+    for folder in (options.records, options.work):
+        check_writable(folder)
     work, names = Path(options.work) / source(), ("device", "sharding")
     ways = {name: getattr(options, name) for name in names if getattr(options, name)}
     calls = (delayed(_cell)(s, replace(s, **ways), options, work, crew) for s in left)
@@ -218,7 +224,10 @@ def _run(left: list[Settings], options: Options, crew: Processes | None) -> None
 def _cell(declared: Settings, settings: Settings, options: Options, work: Path, crew) -> str:
     """Run one cell and write its record, under the name of what was declared."""
     path = _record(declared, options)
-    record = run(settings, work=work / path.stem, cache=work / "cache", crew=crew)
+    try:
+        record = run(settings, work=work / path.stem, cache=work / "cache", crew=crew)
+    except EditError as error:
+        raise EditError(f"{declared.name}: {error}") from error
     if is_first(crew):
         write_record(record, path)
         shutil.rmtree(work / path.stem, ignore_errors=True)

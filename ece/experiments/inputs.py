@@ -1,7 +1,5 @@
 """Gathers what a run starts from, as its settings name it: facts, reference texts, statistics."""
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -147,20 +145,3 @@ def task_items(settings: Settings) -> dict[str, list[Item]]:
         path = "hub" if settings.tasks == "hub" else Path(settings.tasks) / f"{task}.json"
         found[task] = load_items(task, settings.items, settings.seed, path)
     return found
-
-
-def check_writable(folder: str | Path) -> None:
-    """Make a folder and write into it, to find now what would fail at the end of a run."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ConfigError(f"{folder}: {error.strerror}; name a folder that can be "
-                          "written") from error  # fmt: skip
-
-
-def check_file(path: str | Path) -> None:
-    """Refuse what is there and no file, and a file in a folder that cannot be written."""
-    if Path(path).exists() and not Path(path).is_file():
-        raise ConfigError(f"{path} is no file; name a file")
-    check_writable(Path(path).parent)

@@ -120,6 +120,8 @@ def _lines(path: Path) -> list[dict]:
         text = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise _broken(path, "(whole file)", f"cannot be read ({error})") from error
     lines = []
     for number, line in enumerate(text, 1):
         lines.append(found := _parsed(line, path, f"line {number}"))

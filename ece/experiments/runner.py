@@ -20,7 +20,7 @@ from ece.evaluation.checks import check_lengths
 from ece.evaluation.layer_attribution import chosen_layers
 from ece.evaluation.metrics import KINDS, Scores, join
 from ece.experiments.crew import is_first, load_for, open_folder
-from ece.experiments.inputs import check_writable, facts, gather, stated, statistics
+from ece.experiments.inputs import facts, gather, stated, statistics
 from ece.experiments.order import labels, schedule
 from ece.experiments.results import SIX, provenance
 from ece.experiments.scoring import UNMEASURED, Judge, Measured, baseline_record, edit_record, timed
@@ -31,6 +31,7 @@ from ece.storage import Folder, run_sequence
 from ece.storage.archive import checksum
 from ece.storage.archive import load as load_file
 from ece.storage.archive import save as save_file
+from ece.storage.files import check_writable
 from ece.storage.held import held
 
 BEFORE = ("dataset", "seed", "compat", "dtype", "matmul", "text_tokens", "text_facts")

@@ -20,13 +20,13 @@ from ece.errors import ConfigError, ModelError, SolveError, checked
 from ece.evaluation.causal_tracing import swap
 from ece.evaluation.metrics import KINDS, known
 from ece.experiments.flags import flags_of, parse, text_of
-from ece.experiments.inputs import check_writable, facts, gather
+from ece.experiments.inputs import facts, gather
 from ece.experiments.results import commit, read_record, source, write_record
 from ece.experiments.runner import run
 from ece.experiments.spec import Settings, run_id
 from ece.facts import target_ids
 from ece.fingerprint import fingerprint
-from ece.storage.files import write
+from ece.storage.files import check_writable, write
 
 FLAGS = "model method dataset data sha256 skip_bad stats stats_text stats_tokens seed device dtype"
 """The settings of a run that can be given, beside the number of facts."""

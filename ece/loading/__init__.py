@@ -45,7 +45,7 @@ def load(
     if sharding is not None:
         join(sharding, device)
     elif device is not None and device != "auto":
-        _check_device(device)
+        check_device(device)
     try:
         source = _source(str(name))
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -101,9 +101,12 @@ def _tokenizer(source, name):
 
 def configuration(name: str):
     """Read a model's configuration without loading it; `name` as for `load`."""
+    source = _source(name)
     try:
-        return AutoConfig.from_pretrained(_source(name), trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        found = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        range(found.get_text_config().num_hidden_layers)
+        return found
+    except Exception as error:  # wrong types in it fail in many ways
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"model '{name}' has no preset, and its configuration cannot be read "
                          f"({why}); name another model or a preset file") from error  # fmt: skip
@@ -119,7 +122,7 @@ def _source(name: str) -> str:
     return str(CHECKPOINTS / name)
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     """Raise `ModelError` for a device that is not there or cannot hold float64."""
     try:
         torch.zeros(1, device=device, dtype=torch.float64).item()

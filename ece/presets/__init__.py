@@ -55,6 +55,9 @@ def configure(
         known = ", ".join(sorted(_names(Config)))
         raise ConfigError(f"'{strange[0]}' is no setting of the editor; known: {known}")
     chosen = {**plain, **overrides}
+    if chosen.get("clusters", Config.clusters) is None and "own_steps" not in overrides:
+        own, most = (chosen.get(name, getattr(Config, name)) for name in ("own_steps", "steps"))
+        chosen["own_steps"] = min(own, most)  # there is no phase 1 that it would be left by
     return Config(**{name: value for name, value in chosen.items() if name in _names(Config)})
 
 
@@ -141,6 +144,10 @@ def _checked(path: Path) -> dict:
                               f"{', '.join(sorted(known))}")  # fmt: skip
     if "config" not in found:
         raise ConfigError(f"{path} has no table [config]; add one with layers and lam")
+    try:
+        Config(**found["config"])
+    except ConfigError as error:
+        raise ConfigError(f"{path}, [config]: {error}") from error
     return found
 
 
@@ -158,7 +165,7 @@ def _parsed(path) -> dict:
 
     try:
         found = plain(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as a preset ({error}); name a file that "
                           "`ece tune` wrote") from error  # fmt: skip
     return found

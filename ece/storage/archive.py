@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
+from errno import EISDIR
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,12 @@ def load(path: str | Path, kind: str, classes: Iterable[type] = ()) -> Any:
     damaged or of another kind.
     """
     path = Path(path)
-    with explained(path, "read", REMEDY), safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    with explained(path, "read", REMEDY):
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, "it is a folder")
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     found, text = metadata.get("kind", ""), metadata.get("content", "")
     if metadata.get("checksum") != _checksum(found, text, tensors):
         raise StateError(f"{path} is damaged, or was not written by this package; {REMEDY}")

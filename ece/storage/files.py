@@ -1,6 +1,7 @@
 """Writes files whole or not at all, and turns the system's errors into errors with a remedy."""
 
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -8,7 +9,7 @@ from threading import get_ident
 
 from safetensors import SafetensorError
 
-from ece.errors import StateError
+from ece.errors import ConfigError, StateError
 
 
 @contextmanager
@@ -67,3 +68,20 @@ def remove(paths: Iterable[Path]) -> None:
     for path in paths:
         with explained(path, "removed", "check the permissions of its folder"):
             path.unlink(missing_ok=True)
+
+
+def check_writable(folder: str | Path) -> None:
+    """Make a folder and write into it, to find now what would fail at the end of a run."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}; name a folder that can be "
+                          "written") from error  # fmt: skip
+
+
+def check_file(path: str | Path) -> None:
+    """Refuse what is there and no file, and a file in a folder that cannot be written."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise ConfigError(f"{path} is no file; name a file")
+    check_writable(Path(path).parent)

@@ -38,6 +38,9 @@ class Folder:
         """
         path = self.path / f"{kind}.safetensors"
         if not path.exists():
+            if [*self.path.glob("*-[0-9]*.safetensors")]:
+                raise StateError(f"{path} is missing, which says whose files lie beside it; name "
+                                 "another folder, or empty this one")  # fmt: skip
             save(path, kind, identity)
         check_identity(self.path, load(path, kind), identity)
 
