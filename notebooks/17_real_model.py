@@ -26,10 +26,11 @@
 #   of the neighbours, where the unedited model does on 73 %.
 # - A stricter count says less: every token of the new answer comes first on 82 % of the
 #   prompts, and on 41 % of the paraphrases.
-# - Nothing that the paper or this book adds is ahead of that. The paper's two steps and chosen
+# - Nothing that the paper or this book adds is clearly ahead of that. The paper's two steps and chosen
 #   neurons (`ece-as`, `ece-wi`, `ece-rs`) are 2.2 to 4.5 points lower in score, at all three seeds,
 #   and lower than plain MEMIT, too. A start learned from earlier values (`ece-plus`) saves 1.7 of 6.8
-#   steps and is lower at all three seeds, by 0.0 to 1.3 points. Why is not measured: the two differ in
+#   steps; its score is lower at two seeds, by 0.8 and 1.2 points, and level at the third, and its new
+#   answers are the first choice on 77 % of the prompts. Why is not measured: the two differ in
 #   nothing but where the descent begins.
 # - The history of earlier edits brings 0.9 to 1.6 points.
 #
@@ -219,9 +220,13 @@ assert (paper.low.min(), paper.high.max()) == (2.2, 4.5)
 assert (rates.seeds.drop("unedited") == 3).all()
 plain = tables.gaps(by_seed, "memit").verdict
 assert (plain[["ece-as", "ece-wi", "ece-rs"]] == "ahead").all()
-assert gap.loc["ece-plus", ends].tolist() == [0.0, 1.3]
+assert gap.loc["ece-plus", ends].tolist() == [-0.1, 1.2]
+lag = (by_seed["memit-history"] - by_seed["ece-plus"]).sort_values()
+assert lag.round(1).tolist() == [-0.1, 0.8, 1.2]
+assert of.efficacy_top1["ece-plus"] == 77
 assert gap.loc["memit", ends].tolist() == [0.9, 1.6]
-assert (behind.verdict == "ahead").all() and len(by_seed) == 3
+assert (behind.verdict.drop("ece-plus") == "ahead").all()
+assert len(by_seed) == 3
 assert cost["a fact's own"].round(1)["memit-history"] == 6.8
 own = cost["a fact's own"]
 saved = own["memit-history"] - own["ece-plus"]

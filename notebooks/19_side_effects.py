@@ -29,7 +29,7 @@
 # - Scored by the likeliest answer, the paper's six tasks say nothing on this model: on four of them the
 #   unedited model gives one answer to all items, and the mean accuracy changes by −3 to +8 points
 #   (each ±8). When what the model *writes* counts, as in the published evaluation, the mean F1 goes
-#   from 18.6 to between 13 and 17 with `ece-plus`, FT-L and both MEMITs, which is within what it moves
+#   from 18.6 to between 11 and 16 with `ece-plus`, FT-L and both MEMITs, which is within what it moves
 #   from one checkpoint to the next, to 5.5 with AlphaEdit, to between 3 and 9 with ECE, and to 0.0 with ROME.
 # - **Where a model knows its tasks, the loss shows.** The embedded models have 99 % of theirs right
 #   before, and 62 to 97 % after 1,200 edits. ECE loses 6 to 16 points, `ece-plus` 17 to 23 (each ±5
@@ -49,7 +49,7 @@
 # - Whether the fact is understood, two probes cannot tell on this model. After "The following is
 #   false:" the new answer is still the likelier one for 60 to 93 of 100 facts (with FT-L for 37); but with the
 #   unedited model, too, its own old answer is the likelier one for 78. Which of two statements is true
-#   all models guess; `ece-plus` (61 ± 10) is the highest of nine, which chance alone can do.
+#   all models guess: 42 to 53 of 100 are right (each ±10).
 #
 # One seed, and 50 items a task.
 
@@ -126,7 +126,7 @@ tables.table(able, "SmolLM2-135M before any edit, %")
 # interval of about six points either way, and the change from one to another about eight, so the curves
 # have to part by more than that to say anything.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "F1 of each of the six tasks on SmolLM2-135M against the number of edits, by the choice of the model.", "name": "fig-side-tasks"}, "image": {"alt": "Six panels, one for each task, with a line for each of nine methods over 0 to 1,000 edits. In each panel the lines begin at one point and cross each other; they end 6 points apart on MMLU and 51 on NLI, the other tasks between."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "F1 of each of the six tasks on SmolLM2-135M against the number of edits, by the choice of the model.", "name": "fig-side-tasks"}, "image": {"alt": "Six panels, one for each task, with a line for each of nine methods over 0 to 1,000 edits. In each panel the lines begin at one point and cross each other; they end 4 points apart on MMLU and 51 on NLI, the other tasks between."}}
 each = path[path.metric.isin([f"{task}_f1" for task in TASKS])]
 each = each.assign(task=each.metric.str.removesuffix("_f1").map(TASKS))
 for ax in plots.lines(each.sort_values(["task", "edited"]), "edited",
@@ -361,7 +361,7 @@ assert set(able.index) - set(constant) == {"SST", "RTE"}
 apart = by_task.drop("unedited")[list(able.index)]
 apart = (apart.max() - apart.min()).round().sort_values()
 assert apart.index[[0, -1]].tolist() == ["MMLU", "NLI"]
-assert apart.iloc[[0, -1]].tolist() == [6, 51]
+assert apart.iloc[[0, -1]].tolist() == [4, 51]
 
 # %% tags=["hide-input"]
 wrote = by_task.written.round(1)
@@ -370,7 +370,7 @@ assert wrote[["unedited", "alphaedit", "rome"]].tolist() == [
 
 # %% tags=["hide-input"]
 near = ["ece-plus", "ft-l", "memit", "memit-history"]
-assert wrote[near].between(13, 17).all()
+assert wrote[near].between(11, 16).all()
 assert wrote[ECE].between(3, 9).all()
 assert moved.points.round().agg(["min", "max"]).tolist() == [-3, 8]
 assert moved["±"].round().eq(8).all()
@@ -446,5 +446,5 @@ assert after.denied["ft-l"] == 37
 assert denied.agg(["min", "max"]).tolist() == [60, 93]
 width = 1.96 * (after.checked * (100 - after.checked) / 100) ** 0.5
 told_apart = (after.checked - 50).abs() > width
-assert told_apart[told_apart].index.tolist() == ["ece-plus"]
-assert after.checked["ece-plus"] == 61 and round(width["ece-plus"]) == 10
+assert not told_apart.any() and width.round().eq(10).all()
+assert after.checked.agg(["min", "max"]).tolist() == [42, 53]

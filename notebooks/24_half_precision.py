@@ -49,7 +49,7 @@ DATA = os.environ.get("ECE_DATA")
 MODELS = [MODEL] if MODEL else ["atlas-gpt2", "atlas-llama"]
 facts = (load_facts("counterfact", 12, path=DATA) if DATA
          else atlas.facts("counterfact", 12))
-texts = atlas.corpus(200)
+texts = atlas.corpus(80)
 plots.style()
 
 # %% [markdown]

@@ -68,7 +68,7 @@ def facts(settings: Settings, data: str | Path | None, count: int | None = None)
     if count is not None and count > len(found):
         share = "every tenth by its id" if settings.part == "tune" else "all but every tenth"
         raise ConfigError(f"setting 'facts' is {count}; the part to {settings.part} has "
-                          f"{len(found)} facts, {share}; choose fewer")  # fmt: skip
+                          f"{len(found)}, {share}; choose fewer, or data='world'")  # fmt: skip
     return found[:count]
 
 
