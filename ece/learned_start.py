@@ -40,8 +40,8 @@ def features(model: nn.Module, tokenizer, facts: list[Fact]) -> Float[Tensor, "e
     if head is None:
         raise ModelError("no output embeddings in this model; take another 'shared' than 'learned'")
     table = gathered(head.weight)
-    targets = [target_ids(tokenizer, fact.target) for fact in facts]
-    rows = torch.stack([table[ids].double().mean(0) for ids in targets])
+    targets = [torch.tensor(target_ids(tokenizer, fact.target)) for fact in facts]
+    rows = torch.stack([table[ids.to(table.device)].double().mean(0) for ids in targets])
     return normalize(rows - table.mean(0, dtype=torch.float64))
 
 

@@ -180,7 +180,7 @@ live = {
     size: run(Settings(
         model=MODEL, method="memit-history", facts=8, batch=size,
         device=DEVICE, data=DATA, stats_tokens=5000,
-        config={"steps": 5, "own_steps": 1, "contexts": 1},
+        config={"steps": 5, "contexts": 1},
     ))
     for size in (2, 8)
 }
