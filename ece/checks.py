@@ -7,7 +7,7 @@ from ece.covariance import Stats
 from ece.descent import Values
 from ece.errors import FactError, StateError, StatsError, check_finite, check_type, shown
 from ece.facts import Fact, encode_all, is_broken, names_of, probe, target_ids
-from ece.model import room
+from ece.model import room, sites
 from ece.state import EditState, check_setting, check_weights
 
 
@@ -31,6 +31,11 @@ def check_batch(model, tokenizer, facts, stats, state: EditState, config: Config
         raise StatsError("these statistics were taken with another tokenizer; use the model's own")
     if state.moments not in ("", stats.digest):
         raise StateError("these statistics are not those the state began with; use the same ones")
+    for site in sites(model, config.layers):
+        found, size = tuple(stats.moments[site.layer].shape), site.shape[1]
+        if found != (size, size):
+            raise StatsError(f"statistics of layer {site.layer} have the shape {shown(found)}, "
+                             f"needed is {size},{size}; take ece.second_moment's")  # fmt: skip
     check_weights(model, state)
 
 
@@ -60,6 +65,9 @@ def check_values(values: Values, facts: list[Fact], state: EditState, config: Co
     if values.facts != names_of(facts):
         raise StateError("values of other facts, or in another order; compute them from these")
     for part in filter(None, (values, values.first)):
+        if not len(facts) == len(part.hidden) == len(part.delta):
+            raise StateError(f"values hold {len(part.delta)} rows for {len(facts)} facts; compute "
+                             "them from these facts")  # fmt: skip
         check_finite("values", part.z)
 
 

@@ -14,7 +14,7 @@ from ece.checks import check_batch, check_request, check_values
 from ece.config import Config
 from ece.covariance import Stats
 from ece.descent import Values, two_step
-from ece.errors import check_finite
+from ece.errors import check_engine, check_finite
 from ece.facts import Fact, names_of
 from ece.fingerprint import fingerprint
 from ece.model import Site, narrowed, sites
@@ -32,6 +32,7 @@ def compute_values(
 
     Raises `FactError`, `ConfigError`, `ModelError` or `StateError` for what cannot be used.
     """
+    check_engine(engine)
     check_request(model, tokenizer, facts, state, config)
     return find_values(model, tokenizer, facts, state, config, engine)
 
@@ -87,6 +88,7 @@ def edit_batch(
     them. Returns the next state; the one given stays valid. `engine` is `ece.engine` or its
     literal twin `ece.objective`.
     """
+    check_engine(engine)
     check_batch(model, tokenizer, facts, stats, state, config)
     return write_batch(model, tokenizer, facts, stats, state, config, values, engine)
 
@@ -124,12 +126,13 @@ def write_batch(
 
 def _prepared(state: EditState, stats: Stats, config: Config) -> EditState:
     """Add to the state what its strategy computes once, unless it is there for these settings."""
-    if state.prepared_for == config:
+    settings = state.strategy, config
+    if state.prepared_for == settings:
         return state
     here = [layer for layer in config.layers if layer in stats.own]
     found = {n: state.strategy.prepare(stats.moments[n], config) for n in here}
     found = {layer: tensor for layer, tensor in found.items() if tensor is not None}
-    return replace(state, moments=stats.digest, prepared=found, prepared_for=config)
+    return replace(state, moments=stats.digest, prepared=found, prepared_for=settings)
 
 
 def _plan(values: Values, config: Config) -> list[tuple[int, Values, int]]:

@@ -90,6 +90,12 @@ def check_type(name: str, value, kind: type) -> None:
         raise ConfigError(f"'{name}' is {value!r:.60}; give an object of ece's {kind.__name__}")
 
 
+def check_engine(engine) -> None:
+    """Raise `ConfigError` for what cannot find values."""
+    if not (hasattr(engine, "prepare") and hasattr(engine, "reader")):
+        raise ConfigError(f"'engine' is {engine!r:.60}; give ece.engine or ece.objective")
+
+
 def check_finite(name: str, tensor: Tensor) -> None:
     """Raise `StateError` naming a tensor that is not finite."""
     if not torch.isfinite(tensor).all():

@@ -11,7 +11,7 @@ from ece.config import Config
 from ece.covariance import Stats
 from ece.descent import Values, renewed
 from ece.editor import fast, find_values, write_batch
-from ece.errors import ConfigError, FactError, StateError, check_type
+from ece.errors import ConfigError, FactError, StateError, check_engine, check_type
 from ece.facts import Fact, names_of
 from ece.report import Report
 from ece.state import EditState, check_weights, learn_from, new_state
@@ -34,6 +34,7 @@ def edit_sequence(
     by an interrupt, leaves the batches before it written: the error's `state` has them, for `undo`
     or to go on. Raises every error of `ece.errors`.
     """
+    check_engine(engine)
     on_batch, progress = (call or (lambda *_: None) for call in (on_batch, progress))
     state = state or new_state(model, tokenizer, config, strategy)
     parts = _checked(model, tokenizer, facts, stats, config, batch, strategy, state)

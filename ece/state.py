@@ -64,8 +64,8 @@ class EditState:
     is "learned"; an undo leaves it."""
     prepared: dict[int, Tensor] = field(default_factory=dict)
     """Per layer, what the strategy computed once; not saved, computed again when needed."""
-    prepared_for: Config | None = None
-    """The settings it was computed for."""
+    prepared_for: tuple[Strategy, Config] | None = None
+    """The strategy and the settings it was computed for."""
 
     def recent(self, layer: int) -> Float[Tensor, "edit ff"] | None:
         """Keys of the edits in `batches`, in order; None where none are held."""

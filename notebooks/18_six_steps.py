@@ -125,6 +125,8 @@ plt.show()
 # with $\bar e_i$ the mean row of the output embedding over the tokens of the new answer, and
 # $\bar e$ the mean of all rows. $B$ is a ridge regression on all values found so far, of which only
 # two sums are kept, so its cost does not grow with the number of edits (`ece.learned_start`).
+# (The relation, the state, earlier values with the same answer, and a predictor for each relation or each of ECE's
+# clusters were tried as features, too; none was clearly better: {doc}`../book/run-log`.)
 #
 # Why subtract $\bar e$? The rows of this model share a direction, so two of them, drawn at random,
 # have a cosine far above zero. A start predicted from rows as they are has a part that is common to

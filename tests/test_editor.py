@@ -474,6 +474,7 @@ CASES = {
     "other layers": (StateError, "layers"),
     "stats of another model": (StatsError, "not of the model as"),
     "stats without a layer": (StatsError, "layer 1"),
+    "stats of another width": (StatsError, "statistics of layer 0 have the shape 3,3, needed is"),
     "nan stats": (EditError, "finite"),
     "not definite": (SolveError, "definite"),
     "nan values": (StateError, "values are not finite"),
@@ -489,6 +490,7 @@ CASES = {
 def wrong(case, stats, state, config, values):
     """Stats, state, config and values for `edit_batch`, with one thing wrong."""
     all_nan = {layer: moment * NAN for layer, moment in stats.moments.items()}
+    small = torch.eye(3, dtype=torch.double)
     negative = {layer: -moment for layer, moment in stats.moments.items()}
     other_facts = (values.facts[0], ("{} lives in", "Some Other", "Rome"))
     other_target = (values.facts[0], (*values.facts[1][:2], "another"))
@@ -498,6 +500,7 @@ def wrong(case, stats, state, config, values):
         "other layers": dict(config=replace(config, layers=(0, 2))),
         "stats of another model": dict(stats=replace(stats, fingerprint="x")),
         "stats without a layer": dict(stats=replace(stats, moments={0: stats.moments[0]})),
+        "stats of another width": dict(stats=replace(stats, moments={**stats.moments, 0: small})),
         "nan stats": dict(stats=replace(stats, moments=all_nan)),
         "not definite": dict(stats=replace(stats, moments=negative)),
         "nan values": dict(values=replace(values, delta=values.delta * NAN)),
@@ -520,6 +523,29 @@ def test_an_error_changes_no_weight(model, tokenizer, facts, stats, config, begu
     error, message = CASES[case]
     with pytest.raises(error, match=message):
         edit_batch(model, tokenizer, some, *wrong(case, stats, begun, config, values))
+    assert same(model, before)
+
+
+@one_family
+def test_values_with_a_row_too_few_are_refused(
+    model, tokenizer, facts, stats, config, begun, untyped
+):
+    before, values = weights(model), compute_values(model, tokenizer, facts[:2], begun, config)
+    short = replace(values, delta=values.delta[:1])
+    with pytest.raises(StateError, match="values hold 1 rows for 2 facts"):
+        edit_batch(model, tokenizer, facts[:2], stats, begun, config, short)
+    assert same(model, before)
+
+
+@one_family
+def test_an_engine_by_name_is_refused(model, tokenizer, facts, stats, config, begun):
+    before, message = weights(model), "'engine' is 'fast'; give ece.engine or ece.objective"
+    with pytest.raises(ConfigError, match=message):
+        compute_values(model, tokenizer, facts, begun, config, engine="fast")
+    with pytest.raises(ConfigError, match=message):
+        edit_batch(model, tokenizer, facts, stats, begun, config, engine="fast")
+    with pytest.raises(ConfigError, match=message):
+        edit_sequence(model, tokenizer, facts, stats, config, 2, engine="fast")
     assert same(model, before)
 
 
@@ -844,6 +870,19 @@ def test_what_was_prepared_is_made_again_for_other_settings(model, tokenizer, fa
     bare = replace(plain, prepared={}, prepared_for=None)
     edit_batch(model, tokenizer, facts[2:4], stats, bare, other)
     assert same(model, moved)
+
+
+@one_family
+def test_what_was_prepared_is_made_again_for_another_strategy(
+    model, tokenizer, facts, stats, config
+):
+    """AlphaEdit's basis keeps a share of the old keys; another share has another basis."""
+    config = replace(config, scorer="all", p=1.0, clusters=None)
+    wide, narrow = AlphaEdit(null=1.0), AlphaEdit(null=0.01)
+    begun = new_state(model, tokenizer, config, wide)
+    one, _ = edit_batch(model, tokenizer, facts[:2], stats, begun, config)
+    two, _ = edit_batch(model, tokenizer, facts[2:4], stats, replace(one, strategy=narrow), config)
+    assert one.prepared[0].shape != two.prepared[0].shape
 
 
 @one_family
