@@ -71,7 +71,8 @@ class _Change:
     before: Float[Tensor, "model chosen"]
     after: Float[Tensor, "model chosen"]
     update: Update
-    keys: Float[Tensor, "edit ff"]
+    keys: Float[Tensor, "row ff"]
+    """Keys that later batches keep."""
     seconds: float
 
 
@@ -110,7 +111,8 @@ def write_batch(
             keys, states, reader = reader.read(layer, goal.layer)
             (site,), residual = sites(model, (layer,)), goal.z.to(states) - states
             W, R = site.weight, state.strategy.spread(residual, left).T.to(keys.device)
-            changes.append(_change(layer, W, mix(keys), R, stats, state, config))
+            beside = state.strategy.beside(model, tokenizer, facts, layer)
+            changes.append(_change(layer, W, mix(keys), beside, R, stats, state, config))
             written = _write(site, changes[-1])
             if layer != plan[-1][0]:
                 reader = reader.after(written)
@@ -143,13 +145,16 @@ def _plan(values: Values, config: Config) -> list[tuple[int, Values, int]]:
     return [(layer, values, count - i) for i, layer in enumerate(config.layers)]
 
 
-def _change(layer: int, W, K, R, stats: Stats, state: EditState, config: Config) -> _Change:
+def _change(layer: int, W, K, beside, R, stats, state: EditState, config: Config) -> _Change:
     """Solve for one layer, with the keys of the model as it is now; changes nothing."""
     began, strategy = time.perf_counter(), state.strategy
     check_finite(f"keys at layer {layer}", K)
     check_finite(f"weights of layer {layer}", W)
     mask = strategy.choose(K, W, config)
     old = (state.folded.get(layer), state.recent(layer)) if strategy.history else (None, None)
+    if beside is not None:
+        check_finite(f"other keys at layer {layer}", beside)
+        old = old[0], beside if old[1] is None else torch.cat([old[1], beside.to(old[1])])
     known = Knowledge(stats.moments[layer], mask, *old, state.prepared.get(layer))
     update = stats.solved(layer, lambda: strategy.solve(R, K, known, config))
     update = update._replace(delta=strategy.finish(update.delta, W))
@@ -157,6 +162,7 @@ def _change(layer: int, W, K, R, stats: Stats, state: EditState, config: Config)
     # Sum in float64, round once: half-precision weights hold as much of the update as they can.
     after = (before.double() + update.delta[:, mask].to(before.device)).to(W.dtype)
     check_finite(f"updated weights of layer {layer}", after)
+    K = K if beside is None else torch.cat([K, beside.to(K)])
     return _Change(layer, mask, before, after, update, K, time.perf_counter() - began)
 
 

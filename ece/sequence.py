@@ -34,10 +34,9 @@ def edit_sequence(
     by an interrupt, leaves the batches before it written: the error's `state` has them, for `undo`
     or to go on. Raises every error of `ece.errors`.
     """
-    check_engine(engine)
     on_batch, progress = (call or (lambda *_: None) for call in (on_batch, progress))
     state = state or new_state(model, tokenizer, config, strategy)
-    parts = _checked(model, tokenizer, facts, stats, config, batch, strategy, state)
+    parts = _checked(model, tokenizer, facts, stats, config, batch, strategy, state, engine)
     reports, values_of = [], None
     if state.strategy.values_from != "current":
         find = ahead or partial(_found_ahead, model, tokenizer, config, progress, engine)
@@ -62,10 +61,11 @@ def edit_sequence(
 
 
 def _checked(
-    model, tokenizer, facts, stats, config, batch, strategy, state: EditState
+    model, tokenizer, facts, stats, config, batch, strategy, state: EditState, engine
 ) -> list[list[Fact]]:
     """Check everything before the first edit; returns all batches, those done first."""
     check_type("state", state, EditState)
+    check_engine(engine)
     if strategy is not None and strategy != state.strategy:
         raise StateError(f"the state is edited by {state.strategy}, not by {strategy}; go on with "
                          "the same strategy")  # fmt: skip

@@ -30,7 +30,7 @@ class Batch:
     before: dict[int, Tensor]
     """Per edited layer, those columns as they were, `[model, chosen]`."""
     keys: dict[int, Tensor]
-    """Per edited layer, the batch's keys `[edit, ff]`, where there is a history."""
+    """Per edited layer, the keys that later batches keep, `[row, ff]`, where there is a history."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class EditState:
     prepared_for: tuple[Strategy, Config] | None = None
     """The strategy and the settings it was computed for."""
 
-    def recent(self, layer: int) -> Float[Tensor, "edit ff"] | None:
+    def recent(self, layer: int) -> Float[Tensor, "row ff"] | None:
         """Keys of the edits in `batches`, in order; None where none are held."""
         keys = [batch.keys[layer] for batch in self.batches if layer in batch.keys]
         return torch.cat(keys) if keys else None

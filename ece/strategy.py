@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ece.config import Config
 from ece.errors import ConfigError, checked
+from ece.facts import Fact
 from ece.scoring import batch_set, scores
 from ece.solver import Knowledge, Update, solve
 
@@ -56,6 +57,12 @@ class Strategy:
     def spread(self, residual: Float[Tensor, "edit model"], left: int) -> Tensor:
         """Give one of the `left` layers still to be written its share of the residual."""
         return residual / left
+
+    def beside(
+        self, model: nn.Module, tokenizer, facts: list[Fact], layer: int
+    ) -> Float[Tensor, "other ff"] | None:
+        """Read keys of the batch that count as old ones; None: none."""
+        return None
 
     def prepare(self, moment: Float[Tensor, "ff ff"], config: Config) -> Tensor | None:
         """Compute once per layer and sequence what every batch uses again."""

@@ -54,9 +54,11 @@ def test_every_method_has_an_identity_that_says_all_of_it(method):
     settings = Settings(method=method)
     found = settings.identity("f")
     assert found["config"].keys() == vars(settings.configure()).keys()
-    assert found["strategy"].keys() == (
-        vars(settings.strategy()).keys() if settings.edits else set()
-    )
+    names = vars(settings.strategy()).keys() if settings.edits else set()
+    assert found["strategy"].keys() == names - {"prompts"}  # off, and no run stored before had it
+    if "prompts" in names:
+        kept = Settings(method=method, config={"prompts": 0.5}).identity("f")["strategy"]
+        assert kept == {**found["strategy"], "prompts": 0.5}
     assert (found["stats_tokens"] is None) == (method in BASELINES)
     assert found["sources"] == {"model": "f", "data": None, "references": None, "stats_text": None}
 

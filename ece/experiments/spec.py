@@ -218,7 +218,7 @@ class Settings:
         return {
             **{name: getattr(self, name) for name in SIX},
             "config": own,
-            "strategy": _json(asdict(strategy)) if strategy else {},
+            "strategy": _early(_json(asdict(strategy))) if strategy else {},
             "adaptive": self.adaptive,
             "compat": self.compat and self.dataset == "zsre",
             "dtype": self.dtype,
@@ -287,6 +287,11 @@ def source_checksum(path: str | None, public: str | None = None) -> str | None:
         return digest([*python_docs()])
     place = cache() / str(public) if path == "public" else path and Path(path)
     return (checksum(place) if Path(place).is_file() else UNKNOWN) if place else None
+
+
+def _early(strategy: dict) -> dict:
+    """Leave out later settings that are off, for the same reason as `Settings._later`."""
+    return {name: value for name, value in strategy.items() if name != "prompts" or value}
 
 
 def run_id(identity: dict) -> str:
