@@ -45,7 +45,8 @@ class EcePlus(Strategy):
 def other_keys(model, tokenizer, facts: list[Fact], layer: int) -> Float[Tensor, "other ff"]:
     """Read the keys of the bare prompts at all tokens but the first and the subject's last.
 
-    (In many models the first token's state is a hundred times as long as any other's.)
+    (A first token's key is nearly the same whatever the token is, so where a subject of one token
+    comes first, it is an edited one.)
     """
     rows = locate_all(tokenizer, [(fact.prompt, fact.subject) for fact in facts])
     with capture(sites(model, (layer,))) as found:
