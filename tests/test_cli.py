@@ -154,7 +154,7 @@ WRONG = [
     ("--method ft-l --lam 3", "--lam", ""),
     ("--method", "--method", ""),
     ("--out .", "is no file; name a file", ""),
-    ("--work ''", "an empty word stands behind '--work'", "leave the flag out"),
+    ("--work ''", "argument --work: it is empty", "leave the flag out"),
 ]
 
 

@@ -31,7 +31,7 @@ class EcePlus(Strategy):
     edits lie among. Whoever computes the statistics follows it."""
     prompts: Annotated[float, Field(ge=0, lt=1e6)] = 0.0
     """Weight, against an edit's key, of the keys at the other tokens of each edited prompt: what
-    the layer says there is kept, too."""
+    the layer says there is to stay, too."""
 
     def beside(self, model, tokenizer, facts, layer) -> Float[Tensor, "other ff"] | None:
         """Read the keys at the other tokens, scaled by the root of `prompts`."""
@@ -51,11 +51,11 @@ def other_keys(model, tokenizer, facts: list[Fact], layer: int) -> Float[Tensor,
     rows = locate_all(tokenizer, [(fact.prompt, fact.subject) for fact in facts])
     with capture(sites(model, (layer,))) as found:
         states_at(model, [ids for ids, _ in rows], layer)
-    kept = torch.zeros(found[layer].shape[:2], dtype=torch.bool, device=found[layer].device)
-    for row, (ids, last) in zip(kept, rows, strict=True):
+    others = torch.zeros(found[layer].shape[:2], dtype=torch.bool, device=found[layer].device)
+    for row, (ids, last) in zip(others, rows, strict=True):
         row[1 : len(ids)] = True
         row[last] = False
-    return found[layer][kept]
+    return found[layer][others]
 
 
 def ends_of_names(tokenizer, text: str) -> list[bool]:

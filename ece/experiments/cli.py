@@ -88,8 +88,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"ece {name} runs in one process; by torchrun only ece "
                               f"{', '.join(SEVERAL)} do")  # fmt: skip
         if "" in words:  # as an unset variable of a shell gives it
-            raise ConfigError(f"an empty word stands behind '{[name, *words][words.index('')]}'; "
-                              "give a value, or leave the flag out")  # fmt: skip
+            raise ConfigError(f"argument {[name, *words][words.index('')]}: it is empty; give a "
+                              "value, or leave the flag out")  # fmt: skip
         given = words if call in OWN else read_options(kind, words, f"ece {name}")
         code = call(given) or 0
         sys.stdout.flush()
