@@ -13,6 +13,7 @@ from small_runs import QUICK
 
 from conftest import FAMILIES, TEXTS, build
 from ece.baselines import BASELINES, STRATEGIES, Task
+from ece.baselines.ece_plus import EcePlus
 from ece.baselines.sequence import _write, edit_one
 from ece.covariance import second_moment
 from ece.editor import edit_batch
@@ -97,9 +98,12 @@ def test_a_model_spread_over_two_devices_is_edited_alike(family, tokenizers):
     close(found, edited(build(family), tokenizers[family], CONFIG)[0])
 
 
-@pytest.mark.parametrize("method", {repr(s): name for name, s in STRATEGIES.items()}.values())
+EVERY = STRATEGIES | {"kept prompts": EcePlus(prompts=1.0)}
+
+
+@pytest.mark.parametrize("method", {repr(s): name for name, s in EVERY.items()}.values())
 def test_each_strategy_works_elsewhere(method, tokenizers):
-    tokenizer, strategy, config = tokenizers["llama"], STRATEGIES[method], CONFIG
+    tokenizer, strategy, config = tokenizers["llama"], EVERY[method], CONFIG
     if type(strategy) is not Strategy:  # all but the paper's write to all neurons
         config = replace(config, scorer="all", p=1.0, clusters=None, **ROME.get(method, {}))
     with place():
