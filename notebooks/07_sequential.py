@@ -374,7 +374,7 @@ tables.table(score[rivals].rsub(ours, axis=0),
 #
 # ## The other two families
 #
-# Two of the methods, `ece-rs` and `memit-history`, on a GPT-J and on a Llama, in small: two batches.
+# Two of the methods, `ece-rs` and `memit-history`, on a GPT-J and on a Llama, in small: one batch.
 
 # %%
 MODELS = ("atlas-gpt2", "atlas-gptj", "atlas-llama")
@@ -382,10 +382,10 @@ elsewhere = {}
 for name in (n for n in MODELS if n != MODEL and MODEL in MODELS):
     ready = fresh(name)
     for method in ("ece-rs", "memit-history"):
-        run = sequence(method, *ready, name, facts[: 2 * batch])
+        run = sequence(method, *ready, name, facts[:batch])
         elsewhere[name, method] = run[1].summary()
 tables.table(pd.DataFrame(elsewhere, index=KINDS).T,
-             f"{2 * batch} facts, rates after the last batch, %")
+             f"{batch} facts, rates after the batch, %")
 
 # %% [markdown]
 # Nothing in these calls names a family. `ece.sites` finds the down-projections, and
