@@ -533,7 +533,8 @@ print(presets.strategy(MODEL, "ece-plus"))
 # {doc}`15_plus` derives: `values_from`, the weights that values come from, and `names`,
 # the share of $C_0$ taken over the ends of names. `ece-plus` stands beside the paper's methods
 # in this book, never in place of them. On SmolLM2 its preset is another: it starts from a
-# learned vector ({doc}`18_six_steps`) and does not use the ends of names.
+# learned vector ({doc}`18_six_steps`), keeps the rest of the edited prompts as it is
+# ({doc}`17_real_model`) and does not use the ends of names.
 #
 # ## Summary
 #

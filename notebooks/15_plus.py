@@ -20,7 +20,8 @@
 # in the tables as a row of its own. On the embedded models, which this page is about, it keeps the history and leaves out the choice of neurons
 # and the shared phase; a descent stops when it is done; half of $C_0$ is taken at the ends of
 # names; and a subject that is edited again gets its value from the present weights. (On
-# SmolLM2 it starts from a learned vector, {doc}`18_six_steps`, and does not use the names.)
+# SmolLM2 it starts from a learned vector, {doc}`18_six_steps`, keeps the rest of the edited prompts as it is,
+# {doc}`17_real_model`, and does not use the names.)
 #
 # **What was found**
 #

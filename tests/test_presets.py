@@ -111,8 +111,8 @@ def test_what_makes_a_rival_is_in_its_strategy():
         assert presets.strategy(model, "memit") == Memit(history=False)
         assert presets.strategy(model, "memit-history") == Memit(history=True)
         assert presets.strategy(model, "ece-rs") == Strategy()
-        names = 0.0 if model == "smollm2-135m" else 0.5
-        assert presets.strategy(model, "ece-plus") == EcePlus(names=names)
+        searched = dict(names=0.0, prompts=0.3) if model == "smollm2-135m" else {}
+        assert presets.strategy(model, "ece-plus") == EcePlus(**searched)
     assert presets.strategy("atlas-gptj", "alphaedit") == AlphaEdit(null=0.3)
     assert presets.strategy("gpt2-xl", "alphaedit") == AlphaEdit(null=0.02)
     assert presets.strategy("atlas-llama", "rect") == Rect(keep=0.8)
