@@ -258,7 +258,7 @@ plt.show()
 # %% [markdown]
 # ## Live, in small
 #
-# The same on SmolLM2 with nine facts of the real world in batches of three, one run of this very
+# The same on SmolLM2 with six facts of the real world in batches of two, one run of this very
 # page: `points` asks for a measurement of all facts so far. Another processor may give other numbers.
 
 # %%
@@ -269,8 +269,8 @@ REAL = os.environ.get("ECE_MODEL") or "smollm2-135m"
 world = ({} if REAL.startswith("atlas-") else
          {"data": "world", "stats_text": "python-docs"})
 live = run(Settings(
-    model=REAL, method="ece-plus", facts=9, batch=3, device=DEVICE,
-    at_write=False, points=(3, 6, 9), stats_tokens=3000,
+    model=REAL, method="ece-plus", facts=6, batch=2, device=DEVICE,
+    at_write=False, points=(2, 4, 6), stats_tokens=3000,
     config={"contexts": 0}, **world | ({"data": DATA} if DATA else {})))
 
 # %% tags=["nbval-ignore-output"]
@@ -355,7 +355,7 @@ assert (gpt2.loc["ece-rs"] > gpt2.loc["memit"]).all()
 assert breaks.loc[("atlas-gpt2", "rome"), "specificity"] == 200
 
 # %% tags=["hide-input"]
-assert [p["edited"] for p in live["points"]] == [3, 6, 9]
+assert [p["edited"] for p in live["points"]] == [2, 4, 6]
 assert live["points"][-1]["efficacy"] == live["after"]["efficacy"]
 assert real_curve.edited.unique().tolist() == [100, 500, 1000]
 end = tables.wide(found.cells().query("when == 'after'"), *sides)

@@ -118,7 +118,7 @@ class Table:
     """Values of other settings."""
 
     def __post_init__(self):
-        """Check that settings of one method on one model have a cell, and that nothing is double."""
+        """Check that settings of one method on one model have a cell, and nothing stands twice."""
         parts = [self.vary, self.single, *(p for own in self.per.values() for p in own.values())]
         if twice := [name for part in parts for name in AXES.values() if name in part]:
             raise ConfigError(f"it gives '{twice[0]}' beside its list '{twice[0]}s'; leave one out")
