@@ -175,7 +175,9 @@ def test_a_folder_of_work_lets_the_command_go_on(tmp_path, capsys):
 def test_the_command_says_by_which_settings_it_edits(tmp_path, capsys):
     words = ["edit", str(table(tmp_path)), *SHORT, "--out", str(tmp_path / "out"), "--force"]
     assert main(words) == 0
-    assert "memit, preset atlas-gpt2: layers 0,1,2, lam " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "memit, preset atlas-gpt2: layers 0,1,2, lam " in shown
+    assert "steps 25, history False" in shown
     assert main([*words, "--json", "--set", "steps=2"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["config"]["steps"] == 2 and record["preset"] == "atlas-gpt2"

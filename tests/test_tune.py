@@ -62,7 +62,9 @@ def test_a_setting_is_tried_only_where_it_plays_a_part():
         config = presets.configure("gpt2-xl", method)
         tried[method] = tune.alternatives(config, presets.strategy("gpt2-xl", method))
     assert list(tried["ece-rs"]) == ["layers", "lr", "lam", "p", "clusters"]
-    assert all(list(tried[m]) == ["layers", "lr", "lam"] for m in ("ece-plus", "memit", "blue"))
+    assert all(list(tried[m]) == ["layers", "lr", "lam"] for m in ("memit", "blue"))
+    assert list(tried["ece-plus"]) == ["layers", "lr", "prompts", "lam"]
+    assert tried["ece-plus"]["prompts"] == [0.3]
     one = Config(layers=(0,), lam=1.0, clusters=1, p=0.9)
     assert tune.alternatives(one, presets.strategy("gpt2-xl", "ece-rs"))["clusters"] == [1, 2]
     assert tune.alternatives(one, presets.strategy("gpt2-xl", "ece-rs"))["p"] == [0.8, 1.0]

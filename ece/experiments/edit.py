@@ -211,8 +211,8 @@ def _about(options, settings: Settings, config: Config, facts: list[Fact], old, 
     missed = [fact.id for fact, share in zip(facts, new["taken"], strict=True) if share < 1]
     return {"model": settings.short, "method": options.method, "batch": settings.batch,
             "dtype": options.dtype, "preset": preset_of(settings.preset or settings.model),
-            "config": asdict(config), "before": old["rates"], "after": new["rates"],
-            "not_taken": missed}  # fmt: skip
+            "config": asdict(config), "strategy": asdict(settings.strategy()),
+            "before": old["rates"], "after": new["rates"], "not_taken": missed}  # fmt: skip
 
 
 def _finish(options: Options, model, tokenizer, edits: EditSet, about: dict, answers: dict) -> None:
@@ -267,7 +267,8 @@ def _settings(record: dict) -> str:
     """Say by which settings the edits were made."""
     config, preset = record["config"], record["preset"]
     where = f"preset {preset}" if preset else "suggested by the model's depth (see ece tune)"
-    numbers = ", ".join(f"{n} {shown(config[n])}" for n in ("layers", "lam", "lr", "steps"))
+    used = {n: config[n] for n in ("layers", "lam", "lr", "steps")} | record["strategy"]
+    numbers = ", ".join(f"{n} {shown(value)}" for n, value in used.items())
     return f"{record['method']}, {where}: {numbers}"
 
 

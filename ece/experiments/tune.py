@@ -70,7 +70,8 @@ def main(words: list[str]) -> None:
             bar.update()
             return after["score"]
 
-        best = search({name: getattr(first, name) for name in others}, others, measure)
+        now = vars(first) | vars(start.strategy())
+        best = search({name: now[name] for name in others}, others, measure)
     if not any(one["score"] for one in found):
         raise ConfigError(f"setting 'facts' is {start.facts}; no run scores above 0, so there is "
                           "nothing to choose by; edit fewer facts, or check the data")  # fmt: skip
@@ -123,6 +124,8 @@ def search(start: dict, others: dict[str, list], measure: Callable[[dict], float
 def alternatives(config: Config, strategy: Strategy) -> dict[str, list]:
     """List what to try beside the settings of `config`; the layers are left to causal tracing."""
     tried: dict[str, list] = {"layers": [], "lr": [config.lr * by for by in (0.5, 2)]}
+    if hasattr(strategy, "prompts"):  # before lambda, as both weigh old knowledge
+        tried["prompts"] = [weight for weight in (0.0, 0.3) if weight != strategy.prompts]
     tried["lam"] = [config.lam * by for by in (0.25, 4)]
     if strategy.chooses and config.scorer != "all":
         tried["p"] = [share for share in (0.8, 0.9, 1.0) if share != config.p]
@@ -221,7 +224,8 @@ def _notes(settings: Settings, source: dict | None, found: pd.DataFrame) -> list
 
 def _plan(start: Settings, others: dict[str, list]) -> str:
     """Say what would be tried, and in how many runs at most."""
-    shown = {n: [getattr(start.configure(), n), *values] for n, values in others.items()}
+    now = vars(start.configure()) | vars(start.strategy())
+    shown = {n: [now[n], *values] for n, values in others.items()}
     lines = [f"{name}: {' | '.join(map(text_of, values))}" for name, values in shown.items()]
     lines[0] += " | as many by causal tracing"
     count = 2 + sum(map(len, others.values()))
