@@ -479,6 +479,8 @@ assert kept.round().agg(["min", "max"]).tolist() == [2, 5]
 assert round(seen["seconds.values"]["ece-plus"]) == 131
 assert round(seen.total["naive"] / (seen.total["ece-plus"] + 5), 1) == 20.6
 assert round(100 * seen.total["ece"] / seen.total["memit"]) == 35
+
+# %% tags=["hide-input"]
 assert apart < 1e-3, "the fast path finds the slow path's values"
 assert cost["published loop"] > 2 * cost["engine, all at once"]
 assert factor["engine"].between(7.5, 10).all()
