@@ -22,12 +22,13 @@
 #
 # **What was found** (1,000 edits in batches of 100, three seeds)
 #
-# - The order of the same facts hardly matters here. Between the best and the worst of three orders lie
-#   at most 2.8 points of the score, about as much as between draws of facts.
-# - Only for MEMIT with a history do all seeds agree, and the two models disagree: like facts together
+# - On SmolLM2-135M, with records of CounterFact, the order does not matter. Between the best and the worst of
+#   three orders lie at most 0.4 points of the score, for MEMIT with a history and for AlphaEdit; other facts move it by up to 1.2.
+# - In our own world it hardly matters: at most 2.8 points, about as much as between draws of facts.
+#   Only for MEMIT with a history do all seeds agree there, and the two models disagree: like facts together
 #   are better than spread by 1.1 to 1.5 points on `atlas-gpt2`, and worse by 0.9 to 1.1 on
 #   `atlas-llama`.
-# - For AlphaEdit and `ece-rs` the seeds disagree about the sign. Nothing here is near a factor of two.
+# - Elsewhere the seeds disagree about the sign, or the difference is below half a point. Nothing here is near a factor of two.
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
@@ -112,7 +113,7 @@ tables.table(each.mean().unstack("order").swaplevel(axis=1).sort_index(
 # %% [markdown]
 # ## Take away
 #
-# - In this world one need not sort the edits of a sequence. Whether a large model with ten thousand
+# - One need not sort the edits of a sequence, in our own world or in SmolLM2-135M. Whether a large model with ten thousand
 #   edits is different, as reported, is open: `--order` runs it.
 #
 # ## Where the numbers come from
@@ -127,15 +128,22 @@ print(tables.origin(found.runs, missing))
 # The last cell asserts what this page has claimed.
 
 # %% tags=["hide-input"]
-assert set(found.runs.facts) == {1000} and set(found.runs.batch) == {100}
-assert mean.size().eq(3).all() and len(mean) == 18
+for part in (real.runs, found.runs):
+    assert set(part.facts) == {1000} and set(part.batch) == {100}
+assert mean.size().eq(3).all() and len(mean) == 24
 spread = by_order.max(axis=1) - by_order.min(axis=1)
-assert spread.max().round(1) == 2.8
+ours, small = spread.drop("smollm2-135m"), spread["smollm2-135m"]
+draws = rates.groupby(["model", "method", "order"]).score.agg(
+    lambda own: own.max() - own.min())
+assert ours.max().round(1) == 2.8 < draws.drop("smollm2-135m").max()
+assert small.max().round(1) == 0.4
+assert draws["smollm2-135m"].max().round(1) == 1.2
+
+# %% tags=["hide-input"]
 history = gap.xs("memit-history", level="method").round(1)
 ends = [history.loc[m].agg(["min", "max"]).tolist()
         for m in ("atlas-gpt2", "atlas-llama")]
 assert ends == [[1.1, 1.5], [-1.1, -0.9]]
-others = gap.drop("memit-history", level="method")
+others = gap.drop("memit-history", level="method").drop("smollm2-135m")
 assert ((others.min(axis=1) < 0) & (others.max(axis=1) > 0)).all()
-assert rates.groupby(["model", "method", "order"]).score.agg(
-    lambda own: own.max() - own.min()).max() > spread.max()
+assert gap.loc["smollm2-135m"].abs().max(axis=None) < 0.5
