@@ -40,7 +40,7 @@
 # - The usual score does not show this: on ZsRE `ece-plus` and MEMIT with a history both have 35.2 (before it kept its prompts, `ece-plus`
 #   had 34.4).
 # - To teach the end of the text as part of the answer can make many more answers exact. It did in five of six small batches, tried by
-#   hand ({doc}`../book/run-log`); on this page, with 20 facts, is the sixth, in which fewer were.
+#   hand ({doc}`../book/run-log`). The sixth is the batch of 20 facts on this page, where fewer answers became exact.
 
 # %% tags=["hide-input"]
 from html import escape

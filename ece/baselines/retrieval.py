@@ -11,6 +11,7 @@ from typing import Annotated
 import torch
 from jaxtyping import Int
 from pydantic import Field
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from torch import Tensor
 
 from ece.baselines.base import Task
@@ -32,13 +33,11 @@ class Retrieval:
 
 def view(task: Task, facts: list[Fact]) -> View:
     """Give the model to use once `facts` are in the memory; of equal prompts the last holds."""
-    from sklearn.feature_extraction import text  # here, as it is slow to import
-
     last = {fact.text: fact for fact in facts}
     entries = [encode(task.tokenizer, ENTRY.format(f.text, f.target)) for f in last.values()]
     # Hashed words: one that no edit has counts most, as a rare word does, and is not left out.
-    counts = text.HashingVectorizer(norm=None, alternate_sign=False)
-    scale = text.TfidfTransformer()
+    counts = HashingVectorizer(norm=None, alternate_sign=False)
+    scale = TfidfTransformer()
     memory = scale.fit_transform(counts.transform(last)) if last else None
 
     def find(rows: list[list[int]]) -> Int[Tensor, " row"]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from ece.data.downloads import fetch
 from ece.data.schema import BadRecord, items, read_records, text
@@ -25,7 +26,7 @@ class References(NamedTuple):
 
     texts: dict[tuple[str, str], str]
     """(relation, object) -> a text."""
-    vectors: object | None
+    vectors: TfidfVectorizer | None
     """Their TF-IDF weights."""
 
 
@@ -66,13 +67,11 @@ def read_references(path: str | Path, records: Sequence) -> dict[tuple[str, str]
     return {key: " ".join(texts) for key, texts in found.items()}
 
 
-def read_weights(path: str | Path) -> object | None:
+def read_weights(path: str | Path) -> TfidfVectorizer | None:
     """Read the published TF-IDF weights that lie beside the file of texts, if there are any.
 
     These are idf.npy, one weight per word, and tfidf_vocab.json, word -> its place among them.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer  # here, as it is slow to import
-
     idf, words = (Path(path).with_name(name) for name in (IDF, VOCABULARY))
     if not (idf.is_file() and words.is_file()):
         return None

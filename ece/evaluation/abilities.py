@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
+from sklearn.metrics import f1_score
 
 from ece.evaluation.generation import answer
 from ece.evaluation.teacher_forcing import score_answers
@@ -67,8 +68,6 @@ def rates(items: Sequence[Item], found: Verdicts) -> dict[str, float]:
     F1 is the mean over the labels, weighted by how often each is right, as in the published
     harness; a text that names no choice counts as a label of its own there.
     """
-    from sklearn.metrics import f1_score  # here, as it is slow to import
-
     right, made = [item.label for item in items], {}
     for prefix, chosen in (("", found.likelihood), ("written_", found.written)):
         if chosen is not None:

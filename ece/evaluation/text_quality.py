@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
+from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import nn
 
 from ece.evaluation.checks import check_texts
@@ -54,10 +55,8 @@ def fluencies(texts: Sequence[Sequence[str]]) -> Float[np.ndarray, " fact"]:
     return np.array([np.mean([fluency(t) for t in own]) if own else np.nan for own in texts])
 
 
-def vectorizer(references: Mapping[tuple, str]) -> object | None:
-    """Fit a `TfidfVectorizer` on all references; None if there are none."""
-    from sklearn.feature_extraction.text import TfidfVectorizer  # here, as it is slow to import
-
+def vectorizer(references: Mapping[tuple, str]) -> TfidfVectorizer | None:
+    """Fit TF-IDF, words and weights, on all references; None if there are none."""
     return TfidfVectorizer().fit(list(references.values())) if references else None
 
 
@@ -65,7 +64,7 @@ def consistencies(
     facts: Sequence[Fact],
     texts: Sequence[Sequence[str]],
     references: Mapping[tuple, str],
-    vectors: object | None = None,
+    vectors: TfidfVectorizer | None = None,
 ) -> Float[np.ndarray, " fact"]:
     """Compare the texts of each fact, as one, with the reference text: similarity in 0 to 1.
 
