@@ -1,14 +1,18 @@
 """What is checked before any work: facts, settings, statistics, weights, values."""
 
 import re
+import warnings
 
 from ece.config import Config
 from ece.covariance import Stats
 from ece.descent import Values
 from ece.errors import FactError, StateError, StatsError, check_finite, check_type, shown
-from ece.facts import Fact, encode_all, is_broken, names_of, probe, target_ids
+from ece.facts import Fact, encode_all, is_broken, locate_all, names_of, probe, target_ids
+from ece.hooks import states_at
 from ece.model import room, sites
 from ece.state import EditState, check_setting, check_weights
+
+SINK = 3.0  # a first token's state so many times as long as the next one's is an attention sink
 
 
 def check_request(model, tokenizer, facts, state: EditState, config: Config) -> None:
@@ -123,6 +127,25 @@ def _faults(fact: Fact):
     if re.search(rf"(?<!\w){re.escape(fact.subject)}(?!\w)", fact.prompt.replace("{}", "\0")):
         reason = f"the prompt mentions '{fact.subject}' again beside its slot"
         yield "subject", reason, "word the prompt with one mention"
+
+
+def warn_of_sinks(model, tokenizer, facts: list[Fact], layer: int) -> None:
+    """Warn of subjects that are the first token of their text, where that token is a sink.
+
+    Many models give every text's first token nearly the same, very long state. An edit of it
+    reaches all texts (Yang et al., 2024, arXiv:2406.11263).
+    """
+    placed = locate_all(tokenizer, [(fact.prompt, fact.subject) for fact in facts])
+    first = [ids[:2] if at == 0 and len(ids) > 1 else [] for ids, at in placed]
+    if not any(first):
+        return
+    length = states_at(model, [ids for ids in first if ids], layer).float().norm(dim=-1)
+    long = iter((length[:, 0] > SINK * length[:, 1]).tolist())
+    if sunk := [fact for fact, ids in zip(facts, first, strict=True) if ids and next(long)]:
+        names = ", ".join(f"'{fact.text}'" for fact in sunk)
+        warnings.warn(f"the subject of {names:.300} is the first token of the text, whose state "
+                      "all texts share in this model: the edit may break it; put words before "
+                      "the subject, such as 'Note: ', or leave it out", stacklevel=4)  # fmt: skip
 
 
 def check_stats(stats: Stats, model_fingerprint: str, layers: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ece import engine as fast
 from ece import learned_start
-from ece.checks import check_batch, check_request, check_values
+from ece.checks import check_batch, check_request, check_values, warn_of_sinks
 from ece.config import Config
 from ece.covariance import Stats
 from ece.descent import Values, two_step
@@ -39,6 +39,7 @@ def compute_values(
 
 def find_values(model, tokenizer, facts, state: EditState, config, engine) -> Values:
     """Find the values of facts that were validated."""
+    warn_of_sinks(model, tokenizer, facts, config.layers[-1])
     found, began = [], time.perf_counter()
     runs = model if config.passes == "model" else narrowed(model, config.passes)
     for layer in state.strategy.entries(config):
@@ -57,9 +58,8 @@ def find_values(model, tokenizer, facts, state: EditState, config, engine) -> Va
         values = two_step(problem, sites(model, (layer,))[0].weight, config)
         found.append(replace(values, features=phi))
     first = found[0] if len(found) == 2 else None
-    seconds = time.perf_counter() - began
-    made_for = dict(facts=names_of(facts), model=state.fingerprint)
-    return replace(found[-1], **made_for, first=first, seconds=seconds)
+    made_for = dict(facts=names_of(facts), model=state.fingerprint, first=first)
+    return replace(found[-1], **made_for, seconds=time.perf_counter() - began)
 
 
 @dataclass(frozen=True)

@@ -529,11 +529,12 @@ print(presets.strategy(MODEL, "ece-plus"))
 # %% [markdown]
 # It has the history of Eq 14, as the paper does, but begins at $U = 0$, lets a
 # fact leave the descent when its NLL is below `stop`, and writes all columns
-# (what choosing costs is on the next page). Its strategy has two settings more, which
-# {doc}`15_plus` derives: `values_from`, the weights that values come from, and `names`,
-# the share of $C_0$ taken over the ends of names. `ece-plus` stands beside the paper's methods
+# (what choosing costs is on the next page). Its strategy has three settings more:
+# `values_from`, the weights that values come from, and `names`, the share of $C_0$ taken over
+# the ends of names ({doc}`15_plus` derives both); and `prompts`, how firmly the rest of the
+# edited prompts is kept as it is. `ece-plus` stands beside the paper's methods
 # in this book, never in place of them. On SmolLM2 its preset is another: it starts from a
-# learned vector ({doc}`18_six_steps`), keeps the rest of the edited prompts as it is
+# learned vector ({doc}`18_six_steps`), keeps the rest of the prompts
 # ({doc}`17_real_model`) and does not use the ends of names.
 #
 # ## Summary

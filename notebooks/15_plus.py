@@ -341,7 +341,8 @@ for nu, (rates, moved) in live.items():
 #
 # - Values from the present weights helped all three methods tried where subjects came again (one model,
 #   one seed).
-# - Where no subject does, `ece-plus` has nothing on MEMIT with a history.
+# - Where no subject does, `ece-plus` has nothing on MEMIT with a history on these models. On SmolLM2 it has:
+#   keys of the edited prompts that stay as they are ({doc}`17_real_model`).
 #
 # ## Where the numbers come from
 #

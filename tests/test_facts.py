@@ -1,6 +1,7 @@
 """Ids, positions, padding, prefixes: what the tokenizer decides; and which facts are refused."""
 
 import string
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from conftest import FAMILIES, build
-from ece.checks import validate
+from ece.checks import validate, warn_of_sinks
+from ece.editor import compute_values
 from ece.errors import ConfigError, EditError, FactError, ModelError
 from ece.facts import (
     Fact,
@@ -25,6 +27,7 @@ from ece.facts import (
     target_ids,
 )
 from ece.objective import subject_rows
+from ece.state import new_state
 
 LETTERS = st.characters(exclude_categories=["C", "Z", "M"])  # visible, one by one
 NAMES = st.text(LETTERS, min_size=1, max_size=12)
@@ -182,6 +185,33 @@ def test_a_context_counts_for_the_length(model, tokenizer):
     validate([fact], tokenizer, model, ("{}", "It is. {}"))
     with pytest.raises(FactError, match="model reads 128"):
         validate([fact], tokenizer, model, ("{}", "It is so cold. " * 40 + "{}"))
+
+
+def lengthened(model, tokenizer, text: str):
+    """Make the states of a one-token text far longer than all others."""
+    (token,) = encode(tokenizer, text)[-1:]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] *= 1000
+    return model
+
+
+def test_a_subject_at_an_attention_sink_is_named(family, model, tokenizer, config, recwarn):
+    """Only where it is the first token: neither behind a BOS nor behind words."""
+    fact = Fact("{} lives in", "Q", "Rome")
+    facts = [replace(fact, subject="Ilo"), fact]
+    state = new_state(lengthened(model, tokenizer, "Q"), tokenizer, config)
+    bos = family == "llama"  # its tokenizer puts one before every text
+    warned = nullcontext() if bos else pytest.warns(match="subject of 'Q lives in' is the first")
+    with warned:
+        compute_values(model, tokenizer, facts, state, config)
+    behind = [replace(one, prompt="Note: {} lives in") for one in facts]
+    warn_of_sinks(model, tokenizer, behind, 1)
+    assert not recwarn.list
+
+
+def test_a_first_token_as_long_as_others_is_no_sink(model, tokenizer, recwarn):
+    warn_of_sinks(model, tokenizer, [Fact("{} lives in", "Q", "Rome"), Fact("{}", "Q", "Rome")], 1)
+    assert not recwarn.list
 
 
 def test_the_longest_fact_that_fits_is_taken(model, tokenizer):
