@@ -21,7 +21,7 @@
 # **What was found** (SmolLM2-135M, facts about countries and cities)
 #
 # - A subject that is the **first token of its text** must not be edited as it is worded: one such fact in a batch ("Australia is
-#   a country ...") breaks the others, as all texts share that token's state. Behind a word before it it does no harm. The package warns.
+#   a country ...") breaks the others, as all texts share that token's state. With a word before it, it does no harm. The package warns.
 # - The sets know the **subject**, hardly the relation. At $p = 0.3$ the sets of two facts about one
 #   subject overlap by four tenths (intersection over union); those of two facts with one relation by about a tenth, barely
 #   more than two facts that have only the kind of subject in common. The paper groups facts
@@ -285,8 +285,8 @@ with warnings.catch_warnings(record=True) as warned:
     warnings.simplefilter("always")
     kinds = pd.DataFrame({
         "20 facts": written(),
-        f"with '{first_one.text}'": written(first_one),
-        f"with '{behind.text}'": written(behind)}).T
+        f"with '{first_one.subject} ...'": written(first_one),
+        f"with 'Note: {behind.subject} ...'": written(behind)}).T
 print(*(fill(str(found.message), 75) for found in warned[:1]))
 
 # %% tags=["hide-input", "nbval-ignore-output"]
