@@ -334,7 +334,8 @@ print(*(f"seed {seed}: {own:.1f} s" for seed, own in kept.items()))
 
 # %% [markdown]
 # These runs shared their processor with others, so take it for 2 to 5 seconds beside the 131 that the values of 100 facts
-# took above. Even with five more, it is 20.6 times as fast as the loop, by calculation.
+# took above. Even with five more, it is 20.6 times as fast as the loop, by calculation. A run with two threads, which
+# shared the machine, gave a little less than 20 ({doc}`../book/run-log`).
 
 # %% [markdown]
 # ## Table 2, beside the paper's
