@@ -208,11 +208,17 @@ def test_a_folder_that_cannot_be_written_is_found_first(again, settings, tmp_pat
 
 def test_rates_at_points_are_those_of_a_run_that_ends_there(again, settings):
     record = again(replace(settings, points=(2, 4)))
-    ended = again(replace(settings, facts=4))["after"]
+    run = again(replace(settings, facts=4, points=(4,), text_tokens=9))
+    (last,), ended = run["points"], run["after"]
     assert [point["edited"] for point in record["points"]] == [2, 4]
-    # Which neighbours are edited is a matter of the whole run.
-    part = {name for name in ended if "unedited" not in name}
+    # Which neighbours are edited is a matter of the whole run; free texts are read at its end.
+    late = ("unedited", "fluency", "consistency")
+    part = {name for name in ended if not any(word in name for word in late)}
     assert {n: record["points"][1][n] for n in part} == {n: ended[n] for n in part}
+    # The last point is not measured again: it is what was measured at the end.
+    plain = {name for name in last if "unedited" not in name}
+    assert last.keys() == record["points"][1].keys() and "first_score" in plain
+    assert {n: record["points"][1][n] for n in plain} == {n: last[n] for n in plain}
 
 
 def test_layers_can_be_chosen_by_attribution(again, settings):

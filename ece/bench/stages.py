@@ -116,6 +116,7 @@ STAGES = (
     Stage("ece-stop", "ECE with early stop", "ece-rs", {"stop": 0.05}, own=OWN),
     Stage("own", "as many own steps, no anchors", "ece-rs", {**FIXED, "shared": "zero"}, own=OWN),
     Stage("ece-plus", "no anchors, early stop, all neurons", "ece-plus", {}),
+    Stage("ece-plus-bfloat16", "its passes in bfloat16", "ece-plus", {"passes": "bfloat16"}),
 )
 
 

@@ -134,9 +134,10 @@ class Runner:
             after = judge.score(edited, self.facts, pre)
             late = effects.measure(edited, self.facts)
             new_texts = effects.texts_of_cases(edited, self.facts)
+        if len(self.facts) in self.settings.points:  # the last point is the end: measured once
+            points.append(self._point(judge, after, late))
         if self.crew is not None:
             self.crew.agree("what they measured", checksum(judge.rates(after) | late))
-        stages = dict.fromkeys((*SECONDS, *self.clock))
         return {
             **{name: getattr(self.settings, name) for name in SIX},
             "pre": judge.rates(pre) | beside,
@@ -146,7 +147,7 @@ class Runner:
             **({"points": points} if self.settings.points else {}),
             **({"texts": cases(self.facts, old_texts, new_texts)} if old_texts else {}),
             "edit": done,
-            "seconds": {stage: round(self.clock[stage], 3) for stage in stages},
+            "seconds": {s: round(self.clock[s], 3) for s in dict.fromkeys((*SECONDS, *self.clock))},
             "provenance": origin,
         }
 
@@ -225,18 +226,12 @@ class Runner:
             task = replace(task, trained=learned)
 
         def write(on_written: Callable[[int], None]) -> tuple[dict, Counter]:
-            def on_batch(number: int, record, part: list[Fact]) -> None:
-                on_written(number)
-
-            more = (on_batch, self.folder, self.progress)
+            more = (lambda number, *_: on_written(number), self.folder, self.progress)
             records = sequence(baseline, task, self.facts, settings.batch, *more)
             return baseline_record(records), Counter(edit=sum(r.seconds for r in records))
 
-        def view(count: int) -> AbstractContextManager[nn.Module]:
-            plain = baseline.view is None
-            return nullcontext(task.model if plain else baseline.view(task, self.facts[:count]))
-
-        return Session(task.numbers, write, view)
+        view = baseline.view or (lambda task, facts: task.model)
+        return Session(task.numbers, write, lambda n: nullcontext(view(task, self.facts[:n])))
 
     def _write(self, session: Session, judge: Judge, pre: Scores, effects: SideEffects):
         """Write all batches; returns scores at write, rates at the points, and what was done."""
@@ -247,15 +242,11 @@ class Runner:
             part = self.facts[first : first + self.settings.batch]
             end = first + len(part)
             with session.view(end) as edited, timed(own, "evaluate"):
-                scores = UNMEASURED
-                if self.settings.at_write:
-                    scores = judge.score(edited, part, pre.part(first, end))
-                if end in self.settings.points:
+                at_write = self.settings.at_write
+                scores = judge.score(edited, part, pre.part(first, end)) if at_write else UNMEASURED
+                if end in self.settings.points and end < len(self.facts):
                     whole = judge.score(edited, self.facts[:end], pre.part(0, end), texts=False)
-                    early = judge.rates(whole.part(0, self.settings.batch), (*KINDS, "score"))
-                    point = {"edited": end, **judge.rates(whole)}
-                    point |= {f"first_{name}": rate for name, rate in early.items()}
-                    point |= effects.measure(edited, self.facts[:end])
+                    point = self._point(judge, whole, effects.measure(edited, self.facts[:end]))
             done[number] = Measured(scores, own["evaluate"], point)
             if self.folder is not None:
                 self.folder.save("scores", number, done[number])
@@ -265,3 +256,10 @@ class Runner:
         found = [done.get(i) or self.folder.load("scores", i, *kinds) for i in every]
         self.clock.update(seconds + Counter(evaluate=sum(part.seconds for part in found)))
         return [m.scores for m in found], [m.point for m in found if m.point], record
+
+    def _point(self, judge: Judge, scores: Scores, beside: dict) -> dict:
+        """Rate all facts so far, and those of the first batch; free texts are no part of it."""
+        scores = replace(scores, fluency=None, consistency=None)
+        early = judge.rates(scores.part(0, self.settings.batch), (*KINDS, "score"))
+        first = {f"first_{name}": rate for name, rate in early.items()}
+        return {"edited": len(scores), **judge.rates(scores), **first, **beside}
