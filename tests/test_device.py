@@ -8,7 +8,8 @@ from itertools import product
 import pytest
 import torch
 from elsewhere import elsewhere, moved, spread
-from shards import CONFIG, FACTS
+from shards import CONFIG as LONGER
+from shards import FACTS
 from small_runs import QUICK
 
 from conftest import FAMILIES, TEXTS, build
@@ -34,6 +35,7 @@ from ece.storage import (
 )
 from ece.strategy import Strategy
 
+CONFIG = replace(LONGER, steps=3, own_steps=1)  # each operation takes its time elsewhere
 OTHER = os.environ.get("ECE_TEST_DEVICE")
 """A device of this machine's, as torch names it; without it one that is not there."""
 START = {"anchor": {"shared": "anchor"}, "mean": {"shared": "mean"},

@@ -206,6 +206,17 @@ def test_a_folder_that_cannot_be_written_is_found_first(again, settings, tmp_pat
             again(replace(settings, data="missing"), **{name: tmp_path / "file" / "folder"})
 
 
+@pytest.mark.parametrize(
+    "size, error", [(500, "setting 'context_tokens' is 500"), (120, "prompt, prefix and target")]
+)
+def test_prefixes_that_do_not_fit_are_found_before_the_statistics(
+    size, error, again, settings, monkeypatch
+):
+    monkeypatch.setattr(runner, "statistics", lambda *_: pytest.fail("began"))
+    with pytest.raises((ConfigError, FactError), match=error):
+        again(replace(settings, config=FAST | {"context_tokens": size}))
+
+
 def test_rates_at_points_are_those_of_a_run_that_ends_there(again, settings):
     record = again(replace(settings, points=(2, 4)))
     run = again(replace(settings, facts=4, points=(4,), text_tokens=9))

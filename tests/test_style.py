@@ -17,10 +17,10 @@ CORE = sorted((ROOT / "ece").glob("*.py"))  # the method; everything else stands
 MODULES = sorted((ROOT / "ece").rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 
-LINES = {"package": 13623, "core": 2475, "core file": 200, "function": 40}
+LINES = {"package": 13630, "core": 2475, "core file": 200, "function": 40}
 """Ceilings where the code stands. The aims, 6,500, 1,200 and 160, are not reached: lower these as
 files shrink. They rose for capabilities (own facts, edits as files, several processes: 790 lines)
-and for faults that reviews and new users found (463)."""
+and for faults that reviews and new users found (470)."""
 NOT_VERBS = set("A All An Each Every How One Per The What When Where Whether Which".split())
 OLD_NAMES = set("asked heard kept mended organism said told".split())
 OLD_WORDS = re.compile(

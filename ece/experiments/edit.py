@@ -14,7 +14,6 @@ from tyro.conf import Positional
 
 from ece import Config, Fact, Strategy, edit_sequence, engine, load
 from ece.baselines import STRATEGIES
-from ece.checks import validate
 from ece.data.counterfact import facts_from_counterfact
 from ece.data.schema import read_records
 from ece.data.table import facts_from_table
@@ -26,15 +25,13 @@ from ece.evaluation.generation import answer
 from ece.evaluation.metrics import KINDS, evaluate
 from ece.experiments.crew import Sharding, is_first, load_for, open_folder
 from ece.experiments.flags import reader_of
-from ece.experiments.inputs import statistics
+from ece.experiments.inputs import check_edits, statistics
 from ece.experiments.spec import Count, Dtype, Settings
 from ece.facts import encode
 from ece.fingerprint import fingerprint
 from ece.loading.sharding import save_model
 from ece.model import room
 from ece.presets import preset_of
-from ece.sequence import split
-from ece.state import check_begin
 from ece.storage import run_sequence, save_adapter, snapshot
 from ece.storage.edits import EditSet, edits_since, load_edits, save_edits, standing, toggle
 from ece.storage.files import check_writable, explained
@@ -170,9 +167,7 @@ def main(options: Options, progress: Callable, crew: Processes | None = None) ->
     check_out(options)
     model, tokenizer = load_for(settings, crew)
     config, strategy = settings.fitted(model), settings.strategy()
-    check_begin(model, config, strategy)  # before the statistics, which take long
-    for part in split(facts, strategy.batch or settings.batch):
-        validate(part, tokenizer, model)
+    check_edits(model, tokenizer, facts, config, strategy, settings.batch)
     check_lengths(model, tokenizer, facts)
     mark = fingerprint(model)
     stats, _ = statistics(model, tokenizer, settings, config, strategy, mark, None, progress, crew)

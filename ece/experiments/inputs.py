@@ -8,6 +8,7 @@ from torch import nn
 from ece import Config, Fact, Stats, Strategy, atlas, blend
 from ece.atlas.tasks import TASKS as EMBEDDED_TASKS
 from ece.baselines.ece_plus import ends_of_names
+from ece.checks import validate
 from ece.data import world
 from ece.data.loading import load_facts, records_file
 from ece.data.references import References, load_references, references_file
@@ -20,7 +21,9 @@ from ece.evaluation.abilities import Item
 from ece.evaluation.metrics import known
 from ece.evaluation.text_quality import vectorizer
 from ece.experiments.spec import Settings, run_id, source_checksum
-from ece.facts import encode
+from ece.facts import contexts, encode
+from ece.sequence import split
+from ece.state import check_begin
 from ece.storage import load_moments, moments
 
 EMBEDDED = {None: atlas, world.NAME: world}
@@ -83,6 +86,16 @@ def stated(model: nn.Module, tokenizer, facts: list[Fact], count: int) -> list[F
 
 def _source(path: Path | None) -> dict | None:
     return path and {"file": path.name, "sha256": checksum(path)}
+
+
+def check_edits(
+    model: nn.Module, tokenizer, facts: list[Fact], config: Config, strategy: Strategy, batch: int
+) -> None:
+    """Refuse what cannot be edited, with its prefixes, before the statistics, which take long."""
+    check_begin(model, config, strategy)
+    prefixed = contexts(model, tokenizer, config)
+    for part in split(facts, strategy.batch or batch):
+        validate(part, tokenizer, model, prefixed)
 
 
 def statistics(

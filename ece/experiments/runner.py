@@ -20,7 +20,7 @@ from ece.evaluation.checks import check_lengths
 from ece.evaluation.layer_attribution import chosen_layers
 from ece.evaluation.metrics import KINDS, Scores, join
 from ece.experiments.crew import is_first, load_for, open_folder
-from ece.experiments.inputs import facts, gather, stated, statistics
+from ece.experiments.inputs import check_edits, facts, gather, stated, statistics
 from ece.experiments.order import labels, schedule
 from ece.experiments.results import SIX, provenance
 from ece.experiments.scoring import UNMEASURED, Judge, Measured, baseline_record, edit_record, timed
@@ -189,7 +189,7 @@ class Runner:
         if self.settings.adaptive:
             found = (config.scorer, self.settings.adaptive)
             config = replace(config, layers=chosen_layers(model, tokenizer, self.facts, *found))
-        strategy.check(config)
+        check_edits(model, tokenizer, self.facts, config, strategy, batch)
         with timed(self.clock, "statistics"):
             stats, origin = statistics(model, tokenizer, self.settings, config, strategy, self.mark,
                                        self.cache, self.progress, self.crew)  # fmt: skip
