@@ -77,7 +77,7 @@ test: $(READY)  ## linters, import contracts, tests and every notebook's outputs
 	$(BIN)/lint-imports --no-cache --no-logo
 	env -u ECE_MODEL -u ECE_DEVICE -u ECE_DATA $(BIN)/python -m pytest -q -n 2 --dist loadscope \
 	  --no-loadscope-reorder --nbval --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cfg \
-	  notebooks tests  # the chapters first: they take longest
+	  notebooks tests/test_sharding.py tests  # the longest first: no process waits at the end
 
 bench: $(READY)  ## what editing costs, stage by stage: a table per model (MODEL= DEVICE= OUT=)
 	for model in $(or $(MODEL),atlas-gpt2 atlas-gptj atlas-llama); do \

@@ -386,7 +386,7 @@ with tempfile.TemporaryDirectory() as cache:
     for method in ("ece-rs", "memit-history"):
         done = run(Settings(
             model=REAL_MODEL, method=method, facts=4, batch=2,
-            device=DEVICE, at_write=False, stats_tokens=3000, **here,
+            device=DEVICE, at_write=False, stats_tokens=1500, **here,
             config={"contexts": 0, "passes": "bfloat16"}), cache=cache)
         lines |= {"unedited": done["pre"], method: done["after"]}
 

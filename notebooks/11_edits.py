@@ -299,7 +299,7 @@ world = ({} if REAL.startswith("atlas-") else
          {"data": "world", "stats_text": "python-docs"})
 live = run(Settings(
     model=REAL, method="ece-plus", facts=6, batch=2, device=DEVICE,
-    at_write=False, points=(2, 4, 6), stats_tokens=3000,
+    at_write=False, points=(2, 4, 6), stats_tokens=1500,
     config={"contexts": 0}, **world | ({"data": DATA} if DATA else {})))
 
 # %% tags=["nbval-ignore-output"]

@@ -79,7 +79,7 @@ table.to_csv(folder / "facts.csv", index=False)
 # hub first), `DEVICE = "cuda"` and `DTYPE = torch.bfloat16`. A model without a preset gets layers
 # and $\lambda$ by its depth; `ece tune` searches better ones. The second moments are computed once
 # per model: `moments` writes them to a file and reads them from there the next time. Here they are
-# over 20 pages, to be quick; the command line takes many more.
+# over 10 pages, to be quick; the command line takes many more.
 
 # %%
 from itertools import islice
@@ -92,7 +92,7 @@ from ece.data.table import facts_from_table
 from ece.data.texts import python_docs
 
 MODEL, DEVICE, DTYPE = "smollm2-135m", None, torch.float32
-METHOD, PAGES = "ece-plus", 20
+METHOD, PAGES = "ece-plus", 10
 
 # %%
 facts = facts_from_table(folder / "facts.csv")

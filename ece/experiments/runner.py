@@ -134,7 +134,7 @@ class Runner:
             after = judge.score(edited, self.facts, pre)
             late = effects.measure(edited, self.facts)
             new_texts = effects.texts_of_cases(edited, self.facts)
-        if len(self.facts) in self.settings.points:  # the last point is the end: measured once
+        if len(self.facts) in {*self.settings.points} - {point["edited"] for point in points}:
             points.append(self._point(judge, after, late))
         if self.crew is not None:
             self.crew.agree("what they measured", checksum(judge.rates(after) | late))
@@ -244,7 +244,7 @@ class Runner:
             with session.view(end) as edited, timed(own, "evaluate"):
                 at_write = self.settings.at_write
                 scores = judge.score(edited, part, pre.part(first, end)) if at_write else UNMEASURED
-                if end in self.settings.points and end < len(self.facts):
+                if end in self.settings.points and end < len(self.facts):  # `run` has the end
                     whole = judge.score(edited, self.facts[:end], pre.part(0, end), texts=False)
                     point = self._point(judge, whole, effects.measure(edited, self.facts[:end]))
             done[number] = Measured(scores, own["evaluate"], point)
