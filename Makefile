@@ -22,6 +22,8 @@ PORT ?= 8000
 BIN := $(VENV)/bin
 READY := $(VENV)/.ece-ready
 RUN := _build/run/$(if $(MODEL),$(subst /,--,$(MODEL:/%=%)),embedded)
+# Runs right after the chapters: no process waits for it at the end.
+LONGEST := tests/test_sharding.py
 RENDER := $(BIN)/jupyter-book build -W -n --keep-going --all --path-output .
 
 # An option that was not given leaves the chapters' own default (None) in force.
@@ -77,7 +79,7 @@ test: $(READY)  ## linters, import contracts, tests and every notebook's outputs
 	$(BIN)/lint-imports --no-cache --no-logo
 	env -u ECE_MODEL -u ECE_DEVICE -u ECE_DATA $(BIN)/python -m pytest -q -n 2 --dist loadscope \
 	  --no-loadscope-reorder --nbval --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cfg \
-	  notebooks tests/test_sharding.py tests  # the longest first: no process waits at the end
+	  notebooks $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard tests/test_*.py)))
 
 bench: $(READY)  ## what editing costs, stage by stage: a table per model (MODEL= DEVICE= OUT=)
 	for model in $(or $(MODEL),atlas-gpt2 atlas-gptj atlas-llama); do \
