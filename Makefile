@@ -22,7 +22,7 @@ PORT ?= 8000
 BIN := $(VENV)/bin
 READY := $(VENV)/.ece-ready
 RUN := _build/run/$(if $(MODEL),$(subst /,--,$(MODEL:/%=%)),embedded)
-# Runs right after the chapters: no process waits for it at the end.
+# The longest file of tests runs right after the chapters, so that no process waits for it at the end.
 LONGEST := tests/test_sharding.py
 RENDER := $(BIN)/jupyter-book build -W -n --keep-going --all --path-output .
 

@@ -338,11 +338,11 @@ print(*(f"{name} {share:.0f} %" for name, share in of_peak.items()),
 # the runs of {doc}`17_real_model`, it takes 12 % of MEMIT's time and is 48.6 times as fast as the loop, which runs in
 # float32; that needs a processor that computes in bfloat16 ({doc}`18_six_steps`).
 #
-# The engine computes at 85 % of the processor's best rate in float32, or somewhat more. That rate was measured in a slow moment: an
-# earlier run found a higher one, and six tenths of it. Beyond 100 % is what bfloat16 gains.
+# The engine computes at 85 % of the best rate that this run measured in float32, or somewhat more. An earlier run measured
+# a higher rate, of which the engine had six tenths ({doc}`../book/run-log`). More than 100 % is what bfloat16 gains.
 #
 # Such ratios are uncertain by about a tenth: an earlier run, before prompts were kept, is in {doc}`../book/run-log`. The
-# score of `ece-plus` is no better than MEMIT's in this batch, 80.1 to 80.4. Its kept prompts gain in other such
+# score of `ece-plus` is no better than MEMIT's in this batch: 80.1 against 80.4. Its kept prompts gain in other such
 # batches, but not in this one ({doc}`../book/run-log`); and one of the 100 facts is of the kind that {doc}`21_places` warns of.
 
 # %% [markdown]
